@@ -1,0 +1,120 @@
+//! The base of every program's admin HTTP server: `/live`, `/ready`, `/metrics`, `PUT /log-level`.
+//!
+//! A program adds its own routes to [`router`] and hands the result to [`serve`].
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, put},
+};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::{drain, telemetry::LogHandle};
+
+/// What the common routes need.
+#[derive(Clone)]
+pub struct Admin {
+    /// `Ok` when the program can do its work; otherwise what is missing, one item a line.
+    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Everything `/metrics` shows, collected at scrape time.
+    pub metrics: Arc<Registry>,
+    /// Absent where the program did not set up logging (tests).
+    pub log: Option<LogHandle>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").finish_non_exhaustive()
+    }
+}
+
+/// The common routes.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/log-level", put(set_log_level).get(log_level))
+        .with_state(admin)
+}
+
+/// Serves until draining begins and then until open requests are done.
+pub async fn serve(listener: TcpListener, router: Router, drain: drain::Watch) {
+    let stop = drain.clone();
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let shutdown = async move { stop.draining().await };
+    // An admin server that fails must not take the data path with it.
+    if let Err(error) = axum::serve(listener, service).with_graceful_shutdown(shutdown).await {
+        tracing::error!(%error, "admin server ended");
+    }
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    match (admin.ready)() {
+        Ok(()) => "ready\n".into_response(),
+        Err(missing) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")).into_response()
+        }
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
+        Ok(()) => {
+            let kind = HeaderValue::from_static(
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            );
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn log_level(State(admin): State<Admin>) -> Response {
+    admin.log.map_or_else(
+        || StatusCode::NOT_FOUND.into_response(),
+        |log| format!("{}\n", log.current()).into_response(),
+    )
+}
+
+async fn set_log_level(State(admin): State<Admin>, filter: String) -> Response {
+    match admin.log.map(|log| log.set(filter.trim())) {
+        None => StatusCode::NOT_FOUND.into_response(),
+        Some(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        Some(Err(error)) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{body::Body, http::Request};
+    use tower::ServiceExt;
+
+    async fn get(admin: Admin, path: &str) -> StatusCode {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        router(admin).oneshot(request).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn ready_follows_the_program() {
+        let admin = |ready: Result<(), String>| Admin {
+            ready: Arc::new(move || ready.clone()),
+            metrics: Arc::new(Registry::default()),
+            log: None,
+        };
+        assert_eq!(get(admin(Ok(())), "/ready").await, StatusCode::OK);
+        assert_eq!(
+            get(admin(Err("identity".into())), "/ready").await,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(get(admin(Err("identity".into())), "/live").await, StatusCode::OK);
+        assert_eq!(get(admin(Ok(())), "/metrics").await, StatusCode::OK);
+    }
+}

@@ -1,0 +1,17 @@
+//! What all of Remora's programs share, and no I/O beyond the admin server:
+//!
+//! - [`names`] the one table of annotations, labels, environment variables, ports and defaults;
+//! - [`spiffe`] workload identities, parsed once at the edge;
+//! - [`settings`] what the annotations mean: parsed values with errors that name the mend;
+//! - [`drain`] the shutdown sequence every server follows;
+//! - [`telemetry`] log set-up with a level that can change at run time;
+//! - [`latency`] bounded histograms, one per worker, merged on reading;
+//! - [`admin`] the base of every program's admin HTTP server.
+
+pub mod admin;
+pub mod drain;
+pub mod latency;
+pub mod names;
+pub mod settings;
+pub mod spiffe;
+pub mod telemetry;

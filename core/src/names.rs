@@ -1,0 +1,153 @@
+//! The one table of fixed names: annotations, labels, environment variables, ports, defaults.
+//!
+//! Other people's manifests, dashboards and scripts rely on these; they change with a major
+//! version only.
+
+/// Namespace the control plane lives in.
+pub const SYSTEM_NAMESPACE: &str = "remora-system";
+/// ServiceAccount of the control plane; with [`SYSTEM_NAMESPACE`] its SPIFFE id.
+pub const CONTROL_PLANE_SERVICE_ACCOUNT: &str = "remora-control-plane";
+/// Default trust domain of SPIFFE ids.
+pub const TRUST_DOMAIN: &str = "cluster.local";
+/// Default DNS suffix of the cluster.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Audience of the ServiceAccount tokens that proxies present.
+pub const TOKEN_AUDIENCE: &str = "identity.remora.io";
+/// Secret (type `kubernetes.io/tls`) that holds the issuer.
+pub const ISSUER_SECRET: &str = "remora-identity-issuer";
+
+/// Ports and ids.
+pub mod ports {
+    /// Outbound listener of the proxy.
+    pub const OUTBOUND: u16 = 4140;
+    /// Inbound listener of the proxy.
+    pub const INBOUND: u16 = 4143;
+    /// Admin HTTP of the proxy.
+    pub const PROXY_ADMIN: u16 = 4191;
+    /// gRPC (discovery, identity) of the control plane.
+    pub const CONTROL_PLANE: u16 = 8086;
+    /// Admin HTTP of the control plane.
+    pub const CONTROL_PLANE_ADMIN: u16 = 9990;
+    /// Webhook of the injector.
+    pub const INJECTOR: u16 = 8443;
+    /// Admin HTTP of the injector.
+    pub const INJECTOR_ADMIN: u16 = 9995;
+}
+
+/// User id the proxy runs as; its traffic is exempt from redirection.
+pub const PROXY_UID: u32 = 2102;
+/// Socket mark of the proxy's own connections, where user ids cannot tell them apart
+/// (a user namespace that maps only one).
+pub const PROXY_MARK: u32 = 0x2102;
+
+/// ALPN tokens of a mesh connection: what is inside, so that the inbound side need not detect.
+pub mod alpn {
+    /// HTTP/1.1, pooled.
+    pub const H1: &[u8] = b"remora/h1";
+    /// HTTP/2, gRPC included.
+    pub const H2: &[u8] = b"remora/h2";
+    /// Bytes.
+    pub const TCP: &[u8] = b"remora/tcp";
+    /// What every token of ours begins with.
+    pub const PREFIX: &[u8] = b"remora/";
+}
+
+/// Headers of ours. All that start with [`headers::PREFIX`] are stripped where they come from
+/// outside the mesh.
+pub mod headers {
+    /// What every header of ours begins with.
+    pub const PREFIX: &str = "remora-";
+    /// Reason of an answer that the proxy made itself.
+    pub const PROXY_ERROR: &str = "remora-proxy-error";
+    /// SPIFFE id of the caller, set by the inbound proxy.
+    pub const CLIENT_ID: &str = "remora-client-id";
+    /// Attempt number, 1 for the first, set on retries.
+    pub const ATTEMPT: &str = "remora-attempt";
+}
+
+/// Annotations and the label that mirrors one of them.
+pub mod annotations {
+    /// `enabled` or `disabled`, on a namespace or a pod template; the pod wins.
+    pub const INJECT: &str = "remora.io/inject";
+    /// Set on pods that have a sidecar: the proxy's version.
+    pub const INJECTED: &str = "remora.io/proxy-version";
+    /// Prefix of the configuration annotations.
+    pub const CONFIG_PREFIX: &str = "config.remora.io/";
+    /// Prefix of the balancer's annotations on a Service.
+    pub const BALANCER_PREFIX: &str = "balancer.remora.io/";
+    /// Prefix of the retry annotations on a Service or route.
+    pub const RETRY_PREFIX: &str = "retry.remora.io/";
+    /// Prefix of the time-out annotations on a Service or route.
+    pub const TIMEOUT_PREFIX: &str = "timeout.remora.io/";
+
+    /// Ports whose inbound connections bypass the proxy: `22,8000-8010`.
+    pub const SKIP_INBOUND_PORTS: &str = "config.remora.io/skip-inbound-ports";
+    /// Ports whose outbound connections bypass the proxy.
+    pub const SKIP_OUTBOUND_PORTS: &str = "config.remora.io/skip-outbound-ports";
+    /// Subnets whose traffic bypasses the proxy: `10.0.0.0/8,fd00::/8`.
+    pub const SKIP_SUBNETS: &str = "config.remora.io/skip-subnets";
+    /// Ports carried as bytes.
+    pub const OPAQUE_PORTS: &str = "config.remora.io/opaque-ports";
+    /// Log filter of the proxy, `tracing` syntax.
+    pub const PROXY_LOG_LEVEL: &str = "config.remora.io/proxy-log-level";
+    /// Resource requests and limits of the proxy container.
+    pub const PROXY_CPU_REQUEST: &str = "config.remora.io/proxy-cpu-request";
+    /// See [`PROXY_CPU_REQUEST`].
+    pub const PROXY_CPU_LIMIT: &str = "config.remora.io/proxy-cpu-limit";
+    /// See [`PROXY_CPU_REQUEST`].
+    pub const PROXY_MEMORY_REQUEST: &str = "config.remora.io/proxy-memory-request";
+    /// See [`PROXY_CPU_REQUEST`].
+    pub const PROXY_MEMORY_LIMIT: &str = "config.remora.io/proxy-memory-limit";
+    /// Time a draining proxy waits for open requests.
+    pub const SHUTDOWN_GRACE_PERIOD: &str = "config.remora.io/shutdown-grace-period";
+    /// `off`, `errors`, `all`.
+    pub const ACCESS_LOG: &str = "config.remora.io/access-log";
+    /// One of the six default policies.
+    pub const DEFAULT_INBOUND_POLICY: &str = "config.remora.io/default-inbound-policy";
+
+    /// Every configuration annotation; any other key under [`CONFIG_PREFIX`] is a warning.
+    pub const CONFIG: [&str; 12] = [
+        SKIP_INBOUND_PORTS,
+        SKIP_OUTBOUND_PORTS,
+        SKIP_SUBNETS,
+        OPAQUE_PORTS,
+        PROXY_LOG_LEVEL,
+        PROXY_CPU_REQUEST,
+        PROXY_CPU_LIMIT,
+        PROXY_MEMORY_REQUEST,
+        PROXY_MEMORY_LIMIT,
+        SHUTDOWN_GRACE_PERIOD,
+        ACCESS_LOG,
+        DEFAULT_INBOUND_POLICY,
+    ];
+}
+
+/// Environment variables of the programs; each is also a flag of the same meaning.
+pub mod env {
+    /// Log filter, `tracing` syntax: `info`, `remora_proxy=debug,warn`.
+    pub const LOG: &str = "REMORA_LOG";
+    /// `text` or `json`.
+    pub const LOG_FORMAT: &str = "REMORA_LOG_FORMAT";
+    /// Namespace of the pod that the proxy serves.
+    pub const POD_NAMESPACE: &str = "REMORA_POD_NAMESPACE";
+    /// Name of the pod that the proxy serves.
+    pub const POD_NAME: &str = "REMORA_POD_NAME";
+    /// Addresses of the pod, comma-separated.
+    pub const POD_IPS: &str = "REMORA_POD_IPS";
+    /// Node the pod runs on.
+    pub const NODE_NAME: &str = "REMORA_NODE_NAME";
+    /// Topology zone of the node.
+    pub const ZONE: &str = "REMORA_ZONE";
+    /// `host:port` of the control plane's gRPC.
+    pub const CONTROL_PLANE: &str = "REMORA_CONTROL_PLANE";
+    /// SPIFFE id that the control plane must prove.
+    pub const CONTROL_PLANE_ID: &str = "REMORA_CONTROL_PLANE_ID";
+    /// File with the roots to trust at start, PEM.
+    pub const TRUST_BUNDLE: &str = "REMORA_TRUST_BUNDLE";
+    /// File with the workload's token.
+    pub const TOKEN_FILE: &str = "REMORA_TOKEN_FILE";
+}
+
+/// Ports that carry well-known protocols in which the server speaks first or which are not HTTP;
+/// opaque unless an annotation says otherwise (the same list that Linkerd's users know).
+pub const DEFAULT_OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];

@@ -1,0 +1,6 @@
+//! Remora's per-pod proxy.
+
+pub mod balance;
+pub mod discovery;
+pub mod redirect;
+pub mod tls;
