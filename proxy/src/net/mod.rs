@@ -1,1 +1,8 @@
-//! To come.
+//! Sockets: listening, the original destination, looking at first bytes, dialling, copying.
+
+pub mod client_hello;
+pub mod connect;
+pub mod copy;
+pub mod detect;
+pub mod listener;
+pub mod prefixed;

@@ -1,0 +1,216 @@
+//! Request bodies that can be sent again.
+//!
+//! What the client sent is kept while it is at most [`MAX_KEPT`] bytes; beyond that the body goes
+//! on streaming and the request can no longer be repeated. Attempts take turns: a newer one takes
+//! the source over, and what is left of an older one ends with an error, which resets its stream.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+
+/// Bytes of one request that are kept for a repetition.
+pub const MAX_KEPT: usize = 64 * 1024;
+
+/// A request body that attempts are made from.
+#[derive(Debug, Clone)]
+pub struct Replay<B = Incoming>(Arc<Mutex<Shared<B>>>);
+
+#[derive(Debug)]
+struct Shared<B> {
+    source: B,
+    hint: SizeHint,
+    kept: Vec<Bytes>,
+    kept_len: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    too_long: bool,
+    attempt: u32,
+}
+
+/// The body of one attempt.
+#[derive(Debug)]
+pub struct Attempt<B = Incoming> {
+    shared: Arc<Mutex<Shared<B>>>,
+    attempt: u32,
+    /// Kept chunks already given, and whether the trailers are.
+    next: usize,
+    trailers_given: bool,
+}
+
+/// Why a request body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client broke off.
+    #[error("request body: {0}")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A newer attempt has taken over.
+    #[error("request body was taken over by another attempt")]
+    Superseded,
+}
+
+impl<B: Body<Data = Bytes>> Replay<B> {
+    /// Keeps `source` for repetition.
+    pub fn new(source: B) -> Self {
+        Self(Arc::new(Mutex::new(Shared {
+            hint: source.size_hint(),
+            source,
+            kept: Vec::new(),
+            kept_len: 0,
+            trailers: None,
+            ended: false,
+            too_long: false,
+            attempt: 0,
+        })))
+    }
+
+    /// The body for the next attempt, from the first byte on; `None` where it is too long.
+    #[must_use]
+    pub fn attempt(&self) -> Option<Attempt<B>> {
+        let mut shared = self.0.lock();
+        if shared.too_long {
+            return None;
+        }
+        shared.attempt += 1;
+        let attempt = shared.attempt;
+        drop(shared);
+        Some(Attempt { shared: Arc::clone(&self.0), attempt, next: 0, trailers_given: false })
+    }
+
+    /// Whether another attempt can be made.
+    #[must_use]
+    pub fn is_replayable(&self) -> bool {
+        !self.0.lock().too_long
+    }
+}
+
+impl<B> Body for Attempt<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut shared = this.shared.lock();
+        if shared.attempt != this.attempt {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if let Some(chunk) = shared.kept.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if !shared.ended {
+            match std::task::ready!(Pin::new(&mut shared.source).poll_frame(cx)) {
+                None => shared.ended = true,
+                Some(Err(error)) => {
+                    return Poll::Ready(Some(Err(BodyError::Client(error.into()))));
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        shared.keep(&data);
+                        this.next = shared.kept.len();
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    Err(frame) => {
+                        shared.trailers = frame.into_trailers().ok();
+                        shared.ended = true;
+                    }
+                },
+            }
+        }
+        if !this.trailers_given {
+            this.trailers_given = true;
+            if let Some(trailers) = shared.trailers.clone() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let shared = self.shared.lock();
+        let all_given = self.next == shared.kept.len();
+        let ended = shared.ended || shared.source.is_end_stream();
+        all_given && ended && (self.trailers_given || shared.trailers.is_none())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // Asked before the first frame, to choose the framing.
+        if self.next == 0 { self.shared.lock().hint.clone() } else { SizeHint::default() }
+    }
+}
+
+impl<B> Shared<B> {
+    fn keep(&mut self, data: &Bytes) {
+        if self.too_long {
+            return;
+        }
+        self.kept_len += data.len();
+        if self.kept_len > MAX_KEPT {
+            self.too_long = true;
+            self.kept = Vec::new();
+        } else {
+            self.kept.push(data.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, StreamBody};
+    use std::convert::Infallible;
+
+    type Source = StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
+
+    fn source(chunks: &[usize], trailers: bool) -> Source {
+        let mut frames: Vec<_> =
+            chunks.iter().map(|n| Ok(Frame::data(Bytes::from(vec![b'x'; *n])))).collect();
+        if trailers {
+            let map = HeaderMap::from_iter([(http::HeaderName::from_static("sum"), 1.into())]);
+            frames.push(Ok(Frame::trailers(map)));
+        }
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    #[tokio::test]
+    async fn the_second_attempt_gets_chunks_and_trailers_again() {
+        let replay = Replay::new(source(&[3, 4], true));
+        for _ in 0..2 {
+            let all = replay.attempt().unwrap().collect().await.unwrap();
+            assert_eq!(all.trailers().map(HeaderMap::len), Some(1));
+            assert_eq!(all.to_bytes().len(), 7);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attempt_given_up_in_the_middle_is_taken_over() {
+        let replay = Replay::new(source(&[3, 4, 5], false));
+        let mut first = replay.attempt().unwrap();
+        first.frame().await.unwrap().unwrap();
+        let second = replay.attempt().unwrap().collect().await.unwrap();
+        assert_eq!(second.to_bytes().len(), 12);
+        assert!(matches!(first.frame().await, Some(Err(BodyError::Superseded))));
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_cap_streams_on_but_is_not_repeated() {
+        let replay = Replay::new(source(&[MAX_KEPT, 1, 10], false));
+        let all = replay.attempt().unwrap().collect().await.unwrap();
+        assert_eq!(all.to_bytes().len(), MAX_KEPT + 11);
+        assert!(replay.attempt().is_none() && !replay.is_replayable());
+    }
+}

@@ -1,0 +1,169 @@
+//! Listening sockets and the accept loop.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use remora_core::drain;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that may wait to be accepted, per listener.
+const BACKLOG: i32 = 4096;
+/// A peer that vanished is noticed after about a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A listener that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr}: {source}{}", mend(.source))]
+pub struct BindError {
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program has this port, stop it or choose another",
+        io::ErrorKind::AddrNotAvailable => "; this network has no such address",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// Opens `count` listeners on one address, one for each worker; the kernel spreads connections.
+///
+/// # Errors
+/// Where the address cannot be bound, also because a process of the same user listens there:
+/// `SO_REUSEPORT` alone would share the port with it in silence.
+pub fn bind(addr: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
+    let fail = |source| BindError { addr, source };
+    let first = open(addr, false).map_err(fail)?;
+    if count <= 1 {
+        return Ok(vec![first]);
+    }
+    let addr = first.local_addr().map_err(fail)?;
+    drop(first);
+    (0..count).map(|_| open(addr, true).map_err(fail)).collect()
+}
+
+fn open(addr: SocketAddr, reuse_port: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether this machine has IPv6, so that a wildcard listener gets a twin.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    open(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), false).is_ok()
+}
+
+/// The same listener for the other family: `127.0.0.1` ↔ `::1`, `0.0.0.0` → `::`.
+#[must_use]
+pub fn ipv6_twin(addr: SocketAddr) -> Option<SocketAddr> {
+    let ip = match addr.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => Ipv6Addr::LOCALHOST,
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv6Addr::UNSPECIFIED,
+        _ => return None,
+    };
+    Some(SocketAddr::from((ip, addr.port())))
+}
+
+/// Accepts until draining begins and gives each connection to `serve` on a task of its own.
+///
+/// Out of file descriptors it pauses, rather than spin; each connection is tracked by the drain.
+pub async fn accept<F, Fut>(listener: TcpListener, drain: drain::Watch, serve: F)
+where
+    F: Fn(TcpStream, SocketAddr) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                pause = Duration::from_millis(5);
+                prepare(&stream);
+                tokio::spawn(drain.track(serve(stream, peer)));
+            }
+            // The client gave up before we came to it: nothing is wrong with the listener.
+            Err(error) if is_connection_error(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, ?pause, "cannot accept; pausing");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+fn is_connection_error(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Socket options that every connection of ours has. A failure here is a dead socket, which the
+/// first read reports.
+pub fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+/// Where the connection was going before the rules of [`crate::redirect`] turned it here;
+/// its local address where it was not redirected.
+///
+/// # Errors
+/// Where the socket is gone already.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    let socket = SockRef::from(stream);
+    let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    Ok(original.ok().and_then(|addr| addr.as_socket()).unwrap_or(local))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_named_with_its_mend() {
+        let taken = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap().remove(0);
+        let addr = taken.local_addr().unwrap();
+        for workers in [1, 2] {
+            let error = bind(addr, workers).unwrap_err().to_string();
+            assert!(error.contains(&addr.to_string()) && error.contains("another program"), "{error}");
+        }
+    }
+
+    #[test]
+    fn workers_share_one_port() {
+        let sockets = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
+        let ports: Vec<u16> = sockets.iter().map(|s| s.local_addr().unwrap().port()).collect();
+        assert!(ports.len() == 3 && ports.iter().all(|p| *p == ports[0] && *p != 0), "{ports:?}");
+    }
+
+    #[tokio::test]
+    async fn without_redirection_the_local_address_is_the_destination() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(addr).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        assert_eq!(original_destination(&server).unwrap(), addr);
+    }
+}
