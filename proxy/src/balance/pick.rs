@@ -1,0 +1,225 @@
+//! Takes one endpoint of a snapshot.
+//!
+//! **Who can be chosen.** An endpoint is *ejected* while its breaker is not closed. Of `n`
+//! endpoints at most `n / 2` (rounded down) are treated so; where more are ejected, those whose
+//! next probe is nearest are balanced over as if they were not. So at least half of the endpoints,
+//! and at least one, can always be chosen, a Service with one endpoint never loses it, and a fault
+//! that hits all of them does not crush the last one standing. A Service without breaker policy
+//! ejects nobody.
+//!
+//! **Probes.** A request that comes upon an ejected endpoint whose penalty is over becomes its
+//! probe, if it is the first to ask; the probe is one ordinary request and goes to that endpoint
+//! whatever it costs.
+//!
+//! **Earlier attempts.** The caller says what it tried: an endpoint to avoid is chosen only where
+//! no other can be, an excluded one never. Ejected endpoints are no substitute for tried ones.
+//! So [`NoEndpoint::AllEjected`] means: every endpoint that could be chosen is excluded by this
+//! request, and the rest is ejected.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    breaker::Ticket,
+    policy::{Algorithm, Policy},
+    stats::{EndpointStats, InFlight},
+};
+
+/// What this request's earlier attempts say of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    /// Not tried.
+    No,
+    /// Tried: another one is better.
+    Avoid,
+    /// Must not be chosen.
+    Exclude,
+}
+
+/// The choice. Dropping the guard gives it back.
+#[derive(Debug)]
+pub struct Picked<E: AsRef<EndpointStats>> {
+    /// Position in the snapshot.
+    pub index: usize,
+    /// The endpoint, with the request counted.
+    pub guard: InFlight<E>,
+}
+
+/// Why there is no choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoEndpoint {
+    /// The snapshot is empty.
+    #[error("the service has no endpoint")]
+    Empty,
+    /// This request may not go to any endpoint that is left, and the others are ejected.
+    #[error("all endpoints are ejected or excluded; the next probe is due in {retry_after:?}")]
+    AllEjected {
+        /// Until the next probe is due.
+        retry_after: Duration,
+    },
+    /// This request may not go to any endpoint.
+    #[error("every endpoint is excluded by an earlier attempt of the request")]
+    AllExcluded,
+}
+
+/// Chooses one of `endpoints` and begins a request to it.
+///
+/// `cursor` is the Service's place for [`Algorithm::RoundRobin`]. While nobody in sight is ejected
+/// or tried this looks at two endpoints and allocates nothing; otherwise it looks at all of them.
+///
+/// # Errors
+/// See [`NoEndpoint`].
+pub fn pick<E: AsRef<EndpointStats>>(
+    endpoints: &[Arc<E>],
+    policy: &Policy,
+    cursor: &AtomicUsize,
+    tried: impl Fn(&E) -> Tried,
+    now: Instant,
+    rng: &mut fastrand::Rng,
+) -> Result<Picked<E>, NoEndpoint> {
+    let ctx = Context { endpoints, policy, cursor, now };
+    if endpoints.is_empty() {
+        return Err(NoEndpoint::Empty);
+    }
+    let first = ctx.sample(endpoints.len(), rng);
+    let plain = |index: usize| {
+        let endpoint = &endpoints[index];
+        tried(endpoint) == Tried::No && !ctx.ejected(endpoint)
+    };
+    if first.iter().all(|index| plain(*index)) {
+        return Ok(ctx.begin(ctx.cheaper(first), None));
+    }
+    ctx.pick_among_all(tried, first[0], rng)
+}
+
+struct Context<'a, E> {
+    endpoints: &'a [Arc<E>],
+    policy: &'a Policy,
+    cursor: &'a AtomicUsize,
+    now: Instant,
+}
+
+/// An endpoint that is not excluded, as it was when the request looked.
+#[derive(Clone, Copy)]
+struct Candidate {
+    index: usize,
+    tried: Tried,
+    /// While ejected: when its next probe is due.
+    ejected_until: Option<Instant>,
+}
+
+impl<E: AsRef<EndpointStats>> Context<'_, E> {
+    /// Two different ones of `n`, or the same twice where one is enough.
+    fn sample(&self, n: usize, rng: &mut fastrand::Rng) -> [usize; 2] {
+        match self.policy.balancer.algorithm {
+            Algorithm::PeakEwma | Algorithm::LeastRequest if n > 1 => {
+                let a = rng.usize(..n);
+                let b = rng.usize(..n - 1);
+                [a, if b >= a { b + 1 } else { b }]
+            }
+            Algorithm::PeakEwma | Algorithm::LeastRequest => [0; 2],
+            Algorithm::RoundRobin => [self.cursor.fetch_add(1, Ordering::Relaxed) % n; 2],
+            Algorithm::Random => [rng.usize(..n); 2],
+        }
+    }
+
+    fn cheaper(&self, [a, b]: [usize; 2]) -> usize {
+        if a == b || self.cost(a) <= self.cost(b) { a } else { b }
+    }
+
+    fn cost(&self, index: usize) -> f64 {
+        let stats = self.stats(index);
+        match self.policy.balancer.algorithm {
+            Algorithm::PeakEwma => stats.load(self.now, &self.policy.balancer),
+            _ => f64::from(stats.in_flight()),
+        }
+    }
+
+    fn stats(&self, index: usize) -> &EndpointStats {
+        (*self.endpoints[index]).as_ref()
+    }
+
+    fn ejected(&self, endpoint: &E) -> bool {
+        self.policy.breaker.is_some() && !endpoint.as_ref().breaker().is_closed()
+    }
+
+    fn begin(&self, index: usize, probe: Option<Ticket>) -> Picked<E> {
+        let endpoint = Arc::clone(&self.endpoints[index]);
+        let guard = match probe {
+            Some(ticket) => InFlight::with_ticket(endpoint, ticket, self.now),
+            None => InFlight::begin(endpoint, self.now),
+        };
+        Picked { index, guard }
+    }
+
+    fn pick_among_all(
+        &self,
+        tried: impl Fn(&E) -> Tried,
+        start: usize,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Picked<E>, NoEndpoint> {
+        let seen = self.look(tried);
+        for candidate in seen.iter().filter(|c| c.tried == Tried::No && c.ejected_until.is_some()) {
+            if let Some(ticket) = self.stats(candidate.index).breaker().try_probe(self.now) {
+                return Ok(self.begin(candidate.index, Some(ticket)));
+            }
+        }
+        let reprieve = reprieve(&seen);
+        let eligible = |c: &Candidate, tried: Tried| {
+            c.tried == tried
+                && c.ejected_until.is_none_or(|until| Some((until, c.index)) <= reprieve)
+        };
+        for level in [Tried::No, Tried::Avoid] {
+            let some: Vec<usize> =
+                seen.iter().filter(|c| eligible(c, level)).map(|c| c.index).collect();
+            if !some.is_empty() {
+                return Ok(self.begin(self.choose(&some, start, rng), None));
+            }
+        }
+        let left = seen.iter().filter(|c| c.tried != Tried::Exclude);
+        Err(match left.filter_map(|c| c.ejected_until).min() {
+            Some(until) => {
+                NoEndpoint::AllEjected { retry_after: until.saturating_duration_since(self.now) }
+            }
+            None => NoEndpoint::AllExcluded,
+        })
+    }
+
+    fn look(&self, tried: impl Fn(&E) -> Tried) -> Vec<Candidate> {
+        let look = |(index, endpoint): (usize, &Arc<E>)| Candidate {
+            index,
+            tried: tried(endpoint),
+            ejected_until: self
+                .policy
+                .breaker
+                .as_ref()
+                .and_then(|_| self.stats(index).breaker().ejected_until()),
+        };
+        self.endpoints.iter().enumerate().map(look).collect()
+    }
+
+    /// One of `some`, which is not empty. Round robin takes the next one from `start`, where the
+    /// cursor stood.
+    fn choose(&self, some: &[usize], start: usize, rng: &mut fastrand::Rng) -> usize {
+        if self.policy.balancer.algorithm == Algorithm::RoundRobin {
+            return some.iter().copied().find(|index| *index >= start).unwrap_or(some[0]);
+        }
+        let [a, b] = self.sample(some.len(), rng);
+        self.cheaper([some[a], some[b]])
+    }
+}
+
+/// The floor: where more than half are ejected, the last one, in the order of their next probes,
+/// that is treated as if it were not.
+fn reprieve(seen: &[Candidate]) -> Option<(Instant, usize)> {
+    let mut ejected: Vec<_> =
+        seen.iter().filter_map(|c| c.ejected_until.map(|until| (until, c.index))).collect();
+    let kept = ejected.len().saturating_sub(seen.len() / 2);
+    let last = kept.checked_sub(1)?;
+    Some(*ejected.select_nth_unstable(last).1)
+}
