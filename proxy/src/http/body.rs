@@ -1,6 +1,7 @@
 //! Bodies that the proxy forwards or makes.
 
 use std::{
+    future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,6 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::replay::{Attempt, BodyError};
+
+/// Ends a response whose request took too long.
+type Deadline = Pin<Box<tokio::time::Sleep>>;
 
 /// Body of a request on its way upstream.
 #[derive(Debug)]
@@ -63,7 +67,7 @@ pub enum End<'a> {
     /// All of it was given to the client; with its trailers.
     Complete(Option<&'a HeaderMap>),
     /// The upstream broke off.
-    Broken(&'a hyper::Error),
+    Broken(&'a BodyError),
     /// The client went away first.
     Dropped,
 }
@@ -83,6 +87,7 @@ impl OnEnd for () {
 pub struct ResponseBody<G: OnEnd> {
     inner: Inner,
     on_end: Option<G>,
+    deadline: Option<Deadline>,
 }
 
 #[derive(Debug)]
@@ -94,16 +99,25 @@ enum Inner {
 impl<G: OnEnd> ResponseBody<G> {
     /// An answer of the proxy's own.
     pub fn made(text: Bytes) -> Self {
-        Self { inner: Inner::Made((!text.is_empty()).then_some(text)), on_end: None }
+        Self { inner: Inner::Made((!text.is_empty()).then_some(text)), on_end: None, deadline: None }
     }
 
     /// Forwards an upstream's body; a body known to be empty ends here and now.
     pub fn upstream(body: Incoming, on_end: G) -> Self {
-        let mut this = Self { inner: Inner::Upstream(body), on_end: Some(on_end) };
+        let mut this = Self { inner: Inner::Upstream(body), on_end: Some(on_end), deadline: None };
         if this.is_end_stream() {
             this.end(End::Complete(None));
         }
         this
+    }
+
+    /// Breaks the body off at `deadline`, where it has not ended by then.
+    #[must_use]
+    pub fn until(mut self, deadline: Option<tokio::time::Instant>) -> Self {
+        if self.on_end.is_some() {
+            self.deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        }
+        self
     }
 
     fn end(&mut self, end: End<'_>) {
@@ -115,18 +129,25 @@ impl<G: OnEnd> ResponseBody<G> {
 
 impl<G: OnEnd + Unpin> Body for ResponseBody<G> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         let body = match &mut this.inner {
             Inner::Made(text) => return Poll::Ready(text.take().map(|data| Ok(Frame::data(data)))),
             Inner::Upstream(body) => body,
         };
-        let frame = std::task::ready!(Pin::new(&mut *body).poll_frame(cx));
+        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(frame) => frame.map(|f| f.map_err(BodyError::Upstream)),
+            Poll::Pending => {
+                let Some(deadline) = &mut this.deadline else { return Poll::Pending };
+                std::task::ready!(deadline.as_mut().poll(cx));
+                Some(Err(BodyError::TimedOut))
+            }
+        };
         let last = body.is_end_stream();
         match &frame {
             None => this.end(End::Complete(None)),

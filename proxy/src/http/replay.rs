@@ -45,7 +45,7 @@ pub struct Attempt<B = Incoming> {
     trailers_given: bool,
 }
 
-/// Why a request body ended early.
+/// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The client broke off.
@@ -54,6 +54,12 @@ pub enum BodyError {
     /// A newer attempt has taken over.
     #[error("request body was taken over by another attempt")]
     Superseded,
+    /// The upstream broke off.
+    #[error("response body: {0}")]
+    Upstream(#[source] hyper::Error),
+    /// The request's time-out passed.
+    #[error("response body: the request's time-out passed")]
+    TimedOut,
 }
 
 impl<B: Body<Data = Bytes>> Replay<B> {

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use remora_core::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{MAX_HEAD, MAX_HEADERS, Version};
+use super::{MAX_HEAD, MAX_HEADERS, Version, replay::BodyError};
 
 /// Bytes of one stream, and of one connection, that may be in flight unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -38,7 +38,7 @@ where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> Fut,
     Fut: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes, Error = hyper::Error> + Send + 'static,
+    B: Body<Data = Bytes, Error = BodyError> + Send + 'static,
 {
     let service = service_fn(|request| {
         let response = handler(request);

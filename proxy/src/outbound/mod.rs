@@ -1,1 +1,268 @@
-//! To come.
+//! The way out: connections that the pod's application opens.
+//!
+//! Accept → original destination → what is it (discovery) → what does it speak (hint, or the first
+//! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
+
+mod attempt;
+mod dial;
+mod done;
+pub mod http;
+mod learned;
+pub mod tcp;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use remora_core::drain;
+use tokio::net::TcpStream;
+
+use crate::{
+    balance::policy::Policy,
+    discovery::{Discovery, Endpoint, PodTarget, Protocol, ResolveError, Resolution, Service, Target},
+    error::{Error, Reason},
+    http::{Version, pool::Pool},
+    metrics::{Direction, Metrics, Tls},
+    net::{
+        client_hello::ClientHello,
+        connect::{Connector, Reset, reset_on_drop},
+        detect::{self, Detected},
+        listener::original_destination,
+        prefixed::Prefixed,
+    },
+    tls::Identity,
+};
+
+/// Idle HTTP/1.1 connections to endpoints close after this time.
+const POOL_IDLE: Duration = Duration::from_secs(30);
+
+/// The outbound side of one worker.
+#[derive(Debug)]
+pub struct Outbound {
+    discovery: Discovery,
+    identity: Identity,
+    connector: Connector,
+    pool: Pool<dial::Key>,
+    learned: learned::Learned,
+    metrics: Arc<Metrics>,
+    rng: Mutex<fastrand::Rng>,
+    drain: drain::Watch,
+    /// Our own listeners: a connection to one of them would come back for ever.
+    own: Arc<[SocketAddr]>,
+}
+
+/// Where a connection is headed.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The redirect rules know.
+    Redirected,
+    /// The listener is for one authority.
+    Explicit(Arc<str>),
+}
+
+/// Whom requests of a connection go to.
+#[derive(Debug, Clone)]
+pub(crate) enum Upstream {
+    Service(Arc<Service>),
+    Pod(Arc<PodTarget>),
+}
+
+impl Outbound {
+    /// A side with nothing pooled yet.
+    #[must_use]
+    pub fn new(
+        discovery: Discovery,
+        identity: Identity,
+        connector: Connector,
+        metrics: Arc<Metrics>,
+        rng: fastrand::Rng,
+        drain: drain::Watch,
+        own: Arc<[SocketAddr]>,
+    ) -> Self {
+        Self {
+            discovery,
+            identity,
+            connector,
+            pool: Pool::new(POOL_IDLE),
+            learned: learned::Learned::default(),
+            metrics,
+            rng: Mutex::new(rng),
+            drain,
+            own,
+        }
+    }
+
+    /// Closes pooled connections that were idle too long; called now and then.
+    pub fn sweep(&self, now: tokio::time::Instant) {
+        self.pool.sweep(now);
+    }
+
+    /// Takes one accepted connection to its end.
+    pub async fn serve(self: Arc<Self>, client: TcpStream, source: Source) {
+        let target = match &source {
+            Source::Explicit(authority) => Target::Authority(authority.to_string()),
+            Source::Redirected => match original_destination(&client) {
+                Ok(addr) if self.own.contains(&addr) => return self.refuse(&client, &Error::Loop(addr)),
+                Ok(addr) => Target::Address(addr),
+                Err(_) => return,
+            },
+        };
+        match self.resolve(&target).await {
+            Ok(Resolution::Service(service)) => {
+                let protocol = service.state().protocol;
+                self.speak(client, target, Upstream::Service(service), protocol).await;
+            }
+            Ok(Resolution::Pod(pod)) => {
+                let protocol = pod.protocol;
+                self.speak(client, target, Upstream::Pod(pod), protocol).await;
+            }
+            Ok(Resolution::NotOurs) => match target {
+                Target::Address(addr) => tcp::pass_through(&self, client, addr).await,
+                Target::Authority(name) => self.refuse(&client, &Error::NoRoute(name)),
+            },
+            Ok(Resolution::Refused(why)) => {
+                self.refuse(&client, &Error::NoRoute(why.to_string()));
+            }
+            Err(error) => self.answer_unresolved(client, error).await,
+        }
+    }
+
+    async fn resolve(&self, target: &Target) -> Result<Resolution, Error> {
+        let now = tokio::time::Instant::now().into_std();
+        if let Some(known) = self.discovery.cached(target, now) {
+            return Ok(known);
+        }
+        self.discovery.resolve(target, now).await.map_err(|error| match error {
+            ResolveError::Timeout { target, after } => {
+                Error::DiscoveryTimeout { target: target.to_string(), after }
+            }
+            ResolveError::TooManyTargets { .. } => {
+                Error::Overloaded("too many different destinations")
+            }
+        })
+    }
+
+    /// Finds out what is spoken and hands over.
+    async fn speak(
+        self: Arc<Self>,
+        mut client: TcpStream,
+        target: Target,
+        upstream: Upstream,
+        protocol: Protocol,
+    ) {
+        let mut seen = BytesMut::new();
+        let found = match protocol {
+            Protocol::Http1 => Detected::Http1,
+            Protocol::Http2 => Detected::Http2,
+            Protocol::Opaque => Detected::Opaque,
+            Protocol::Tls => Detected::Tls(ClientHello::default()),
+            Protocol::Detect if self.learned.is_opaque(&target) => Detected::Opaque,
+            Protocol::Detect => {
+                match detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await {
+                    Ok(found) => {
+                        self.metrics.detected(Direction::Outbound, found.as_str());
+                        found
+                    }
+                    Err(_) => return reset_on_drop(&client),
+                }
+            }
+        };
+        match found {
+            Detected::Silent => tcp::first_word(&self, client, target, upstream).await,
+            Detected::Http1 => self.http(client, seen, Version::H1, target, upstream).await,
+            Detected::Http2 => self.http(client, seen, Version::H2, target, upstream).await,
+            Detected::Tls(_) | Detected::Opaque => {
+                tcp::carry(&self, Prefixed::new(seen.freeze(), client), &upstream).await;
+            }
+        }
+    }
+
+    async fn http(
+        self: Arc<Self>,
+        client: TcpStream,
+        seen: BytesMut,
+        version: Version,
+        target: Target,
+        upstream: Upstream,
+    ) {
+        let _open = self.metrics.connection(Direction::Outbound, Tls::None);
+        let drain = self.drain.clone();
+        let requests = Arc::new(http::Requests::new(self, target, upstream, version));
+        let io = Prefixed::new(seen.freeze(), client);
+        let handler = |request| http::handle(Arc::clone(&requests), request);
+        if let Err(error) = crate::http::server::serve(io, version, handler, &drain).await {
+            tracing::debug!(%error, "client connection ended");
+        }
+    }
+
+    /// Ends a connection that cannot be served, as a refused dial would end.
+    fn refuse(&self, client: &TcpStream, error: &Error) {
+        self.metrics.error(Direction::Outbound, error.reason());
+        tracing::debug!(%error, "connection refused");
+        client.reset();
+    }
+
+    /// Tells HTTP/1 clients why; for others a reset has to do.
+    async fn answer_unresolved(&self, mut client: TcpStream, error: Error) {
+        self.metrics.error(Direction::Outbound, error.reason());
+        tracing::warn!(%error, "destination is unknown");
+        let mut seen = BytesMut::new();
+        let found = detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await;
+        if !matches!(found, Ok(Detected::Http1)) {
+            return client.reset();
+        }
+        let io = Prefixed::new(seen.freeze(), client);
+        let error = Arc::new(error);
+        let handler = |_| {
+            let error = Arc::clone(&error);
+            async move {
+                let mut response = crate::http::answer::error::<()>(&error, false);
+                // The next connection may find the answer.
+                let close = ::http::HeaderValue::from_static("close");
+                response.headers_mut().insert(::http::header::CONNECTION, close);
+                response
+            }
+        };
+        let _ = crate::http::server::serve(io, Version::H1, handler, &self.drain).await;
+    }
+
+    fn error(&self, reason: Reason) {
+        self.metrics.error(Direction::Outbound, reason);
+    }
+}
+
+impl Upstream {
+    /// For error texts.
+    fn name(&self) -> String {
+        match self {
+            Self::Service(service) => service.id.to_string(),
+            Self::Pod(pod) => pod.endpoint.addr.to_string(),
+        }
+    }
+
+    /// Policy and endpoints of one moment.
+    fn snapshot(&self) -> Snapshot {
+        match self {
+            Self::Service(service) => {
+                let state = service.state();
+                Snapshot { policy: Arc::clone(&state.policy), endpoints: Arc::clone(&state.endpoints) }
+            }
+            Self::Pod(pod) => {
+                Snapshot { policy: Arc::clone(&pod.policy), endpoints: Arc::clone(&pod.endpoints) }
+            }
+        }
+    }
+
+    fn service(&self) -> Option<&Arc<Service>> {
+        match self {
+            Self::Service(service) => Some(service),
+            Self::Pod(_) => None,
+        }
+    }
+}
+
+/// One moment of an upstream: all decisions of one attempt are made on the same one.
+pub(crate) struct Snapshot {
+    policy: Arc<Policy>,
+    endpoints: Arc<[Arc<Endpoint>]>,
+}

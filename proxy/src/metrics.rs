@@ -1,0 +1,197 @@
+//! Counters of the whole process. What belongs to one Service or endpoint is counted there
+//! ([`crate::discovery`]) and collected on the control thread at scrape time.
+//!
+//! Series are bounded: every label here has a closed set of values.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+};
+
+use crate::error::Reason;
+
+/// Which way a connection goes, seen from the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The pod's application calls.
+    Outbound,
+    /// The pod's application is called.
+    Inbound,
+}
+
+/// What protects a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// Both sides proved who they are.
+    Mutual,
+    /// Nothing: the other side is not in the mesh.
+    None,
+    /// Not ours to look into.
+    Passthrough,
+}
+
+const DIRECTIONS: [&str; 2] = ["outbound", "inbound"];
+const TLS: [&str; 3] = ["mtls", "none", "passthrough"];
+const DETECTED: [&str; 5] = ["http/1", "http/2", "tls", "opaque", "silent"];
+
+/// The counters. Written by the workers with relaxed atomics.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    errors: [[AtomicU64; Reason::ALL.len()]; 2],
+    detected: [[AtomicU64; DETECTED.len()]; 2],
+    connections: [[AtomicU64; TLS.len()]; 2],
+    open: [[AtomicI64; TLS.len()]; 2],
+    bytes: [[AtomicU64; 2]; 2],
+    inbound_requests: [AtomicU64; 2],
+}
+
+impl Metrics {
+    /// The proxy answered or ended something itself.
+    pub fn error(&self, direction: Direction, reason: Reason) {
+        self.errors[direction as usize][reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// First bytes were looked at.
+    pub fn detected(&self, direction: Direction, what: &str) {
+        if let Some(at) = DETECTED.iter().position(|known| *known == what) {
+            self.detected[direction as usize][at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A connection is open as long as the guard lives.
+    #[must_use]
+    pub fn connection(self: &std::sync::Arc<Self>, direction: Direction, tls: Tls) -> OpenConnection {
+        self.connections[direction as usize][tls as usize].fetch_add(1, Ordering::Relaxed);
+        self.open[direction as usize][tls as usize].fetch_add(1, Ordering::Relaxed);
+        OpenConnection { metrics: std::sync::Arc::clone(self), direction, tls }
+    }
+
+    /// Bytes of opaque connections, towards the application's peer and back.
+    pub fn carried(&self, direction: Direction, sent: u64, received: u64) {
+        self.bytes[direction as usize][0].fetch_add(sent, Ordering::Relaxed);
+        self.bytes[direction as usize][1].fetch_add(received, Ordering::Relaxed);
+    }
+
+    /// A request arrived for the pod's application.
+    pub fn inbound_request(&self, tls: Tls) {
+        self.inbound_requests[usize::from(tls != Tls::Mutual)].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// See [`Metrics::connection`].
+#[derive(Debug)]
+pub struct OpenConnection {
+    metrics: std::sync::Arc<Metrics>,
+    direction: Direction,
+    tls: Tls,
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.metrics.open[self.direction as usize][self.tls as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Shows [`Metrics`] to a registry.
+#[derive(Debug)]
+pub struct ProcessCollector(pub std::sync::Arc<Metrics>);
+
+impl Collector for ProcessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let m = &self.0;
+        let mut family = Families(&mut encoder);
+        family.counters(
+            "remora_proxy_errors",
+            "Answers and endings that the proxy made itself",
+            Reason::ALL.iter().flat_map(|&reason| {
+                (0..2).map(move |d| {
+                    let value = m.errors[d][reason as usize].load(Ordering::Relaxed);
+                    ([("direction", DIRECTIONS[d]), ("reason", reason.as_str())], value)
+                })
+            }),
+        )?;
+        family.counters("remora_detect", "Connections by what their first bytes were", table(&DETECTED, &m.detected, "result"))?;
+        family.counters("remora_tcp_connections", "Connections accepted from, or opened for, the application", table(&TLS, &m.connections, "tls"))?;
+        family.counters("remora_tcp_bytes", "Bytes of opaque connections", table(&["sent", "received"], &m.bytes, "flow"))?;
+        let open = (0..2).flat_map(|d| {
+            TLS.iter().enumerate().map(move |(t, word)| {
+                ([("direction", DIRECTIONS[d]), ("tls", *word)], m.open[d][t].load(Ordering::Relaxed))
+            })
+        });
+        let mut gauge = encoder.encode_descriptor(
+            "remora_tcp_open_connections",
+            "Connections open now",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for (labels, value) in open {
+            ConstGauge::new(value).encode(gauge.encode_family(&labels)?)?;
+        }
+        Families(&mut encoder).counters(
+            "remora_inbound_http_requests",
+            "Requests that arrived for the pod's application",
+            (0..2).map(|t| ([("tls", TLS[t])], m.inbound_requests[t].load(Ordering::Relaxed))),
+        )
+    }
+}
+
+fn table<'a, const N: usize>(
+    words: &'a [&'static str; N],
+    values: &'a [[AtomicU64; N]; 2],
+    label: &'static str,
+) -> impl Iterator<Item = ([(&'static str, &'static str); 2], u64)> + 'a {
+    (0..2).flat_map(move |d| {
+        words.iter().enumerate().map(move |(i, word)| {
+            ([("direction", DIRECTIONS[d]), (label, *word)], values[d][i].load(Ordering::Relaxed))
+        })
+    })
+}
+
+/// Writes families of counters whose name gets `_total` from the format.
+pub(crate) struct Families<'a, 'b>(pub(crate) &'a mut DescriptorEncoder<'b>);
+
+impl Families<'_, '_> {
+    /// One family; series that never counted are left out.
+    pub(crate) fn counters<const N: usize, S: AsRef<str>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = ([(&'static str, S); N], u64)>,
+    ) -> Result<(), std::fmt::Error> {
+        let kind = prometheus_client::metrics::MetricType::Counter;
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in series.filter(|(_, value)| *value > 0) {
+            let labels = labels.each_ref().map(|(name, value)| (*name, value.as_ref()));
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_scrape_shows_what_was_counted() {
+        let metrics = Arc::new(Metrics::default());
+        metrics.error(Direction::Outbound, Reason::NoEndpoints);
+        metrics.detected(Direction::Inbound, "http/1");
+        let _open = metrics.connection(Direction::Outbound, Tls::Mutual);
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(ProcessCollector(metrics)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "remora_proxy_errors_total{direction=\"outbound\",reason=\"no-endpoints\"} 1",
+            "remora_detect_total{direction=\"inbound\",result=\"http/1\"} 1",
+            "remora_tcp_open_connections{direction=\"outbound\",tls=\"mtls\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

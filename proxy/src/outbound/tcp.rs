@@ -1,0 +1,191 @@
+//! Connections carried as bytes: opaque services, the application's own TLS, and everything that
+//! is not ours.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{Outbound, Upstream, dial::Connected};
+use crate::{
+    balance::{
+        pick::{NoEndpoint, Tried, pick},
+        stats::{FailureKind, InFlight, Outcome},
+    },
+    discovery::{Endpoint, Target},
+    error::Error,
+    http::Version,
+    metrics::{Direction, Tls},
+    net::{
+        connect::Reset,
+        copy::{self, Carried},
+        detect::{self, Detected},
+        prefixed::Prefixed,
+    },
+    tls::Alpn,
+};
+
+/// Endpoints tried for one connection: nothing was sent to those that could not be dialled.
+const MAX_DIALS: usize = 3;
+/// Bytes of a server's first word that are carried at once.
+const FIRST_WORD: usize = 4096;
+
+/// Not in the mesh's world: on to where it was going, untouched.
+pub(super) async fn pass_through(outbound: &Outbound, mut client: TcpStream, addr: SocketAddr) {
+    let _open = outbound.metrics.connection(Direction::Outbound, Tls::Passthrough);
+    // The application's own patience is the bound here, as it would be without us.
+    let bound = std::time::Duration::from_secs(120);
+    match outbound.connector.connect(addr, bound).await {
+        Ok(mut server) => {
+            let mut carried = Carried::default();
+            let _ = copy::bidirectional(&mut client, &mut server, &mut carried).await;
+            outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+        }
+        Err(error) => outbound.refuse(&client, &error),
+    }
+}
+
+/// Picks an endpoint, connects and carries to the end.
+pub(super) async fn carry(
+    outbound: &Outbound,
+    mut client: Prefixed<TcpStream>,
+    upstream: &Upstream,
+) {
+    match connect(outbound, upstream).await {
+        Ok((mut server, guard)) => {
+            relay(outbound, &mut client, &mut server).await;
+            drop(guard);
+        }
+        Err(error) => outbound.refuse(client.get_ref(), &error),
+    }
+}
+
+/// The client is silent: connect, and see who speaks.
+///
+/// A server that does is remembered, so that the next client does not wait. A client that speaks
+/// after all may still turn out to be HTTP; then the connection that was opened carries nothing
+/// and closes, and requests are balanced as ever.
+pub(super) async fn first_word(
+    outbound: &Arc<Outbound>,
+    mut client: TcpStream,
+    target: Target,
+    upstream: Upstream,
+) {
+    let (mut server, guard) = match connect(outbound, &upstream).await {
+        Ok(connected) => connected,
+        Err(error) => return outbound.refuse(&client, &error),
+    };
+    let (mut question, mut greeting) = (BytesMut::with_capacity(2048), BytesMut::with_capacity(FIRST_WORD));
+    let server_spoke = tokio::select! {
+        read = client.read_buf(&mut question) => match read {
+            Ok(_) => false,
+            Err(_) => return server.reset(),
+        },
+        read = server.read_buf(&mut greeting) => match read {
+            Ok(_) => true,
+            Err(_) => return client.reset(),
+        },
+    };
+    if server_spoke {
+        if !greeting.is_empty() {
+            outbound.learned.server_first(&target);
+            if client.write_all(&greeting).await.is_err() {
+                return server.reset();
+            }
+        }
+        drop(greeting);
+        // An end without a word is found again by the copy.
+        relay(outbound, &mut client, &mut server).await;
+        drop(guard);
+        return;
+    }
+    let found = if question.is_empty() {
+        Ok(Detected::Opaque)
+    } else {
+        detect::detect(&mut client, &mut question, detect::FIRST_BYTE).await
+    };
+    let version = match found {
+        Ok(Detected::Http1) => Version::H1,
+        Ok(Detected::Http2) => Version::H2,
+        Ok(_) => {
+            let mut client = Prefixed::new(question.freeze(), client);
+            relay(outbound, &mut client, &mut server).await;
+            drop(guard);
+            return;
+        }
+        Err(_) => return server.reset(),
+    };
+    drop((server, guard));
+    Arc::clone(outbound).http(client, question, version, target, upstream).await;
+}
+
+async fn relay<C>(outbound: &Outbound, client: &mut C, server: &mut Connected)
+where
+    C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Reset + Unpin,
+{
+    let mut carried = Carried::default();
+    if let Err(error) = copy::bidirectional(client, server, &mut carried).await {
+        tracing::debug!(%error, "connection broke");
+    }
+    outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+}
+
+/// One connection to one endpoint; another endpoint where the dial fails. The guard counts it as
+/// in flight for as long as it lives.
+async fn connect(
+    outbound: &Outbound,
+    upstream: &Upstream,
+) -> Result<(Connected, InFlight<Endpoint>), Error> {
+    let snapshot = upstream.snapshot();
+    let policy = &snapshot.policy;
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    loop {
+        let started = tokio::time::Instant::now();
+        let seen = |endpoint: &Endpoint| {
+            let known = tried.iter().any(|t| std::ptr::eq(Arc::as_ptr(t), endpoint));
+            if known { Tried::Exclude } else { Tried::No }
+        };
+        let picked = {
+            let mut rng = outbound.rng.lock();
+            let cursor = upstream.cursor();
+            pick(&snapshot.endpoints, policy, cursor, seen, started.into_std(), &mut rng)
+        };
+        let mut guard = match picked {
+            Ok(picked) => picked.guard,
+            Err(NoEndpoint::AllEjected { retry_after }) => {
+                return Err(Error::AllEjected { service: upstream.name(), retry_after });
+            }
+            Err(NoEndpoint::Empty | NoEndpoint::AllExcluded) => {
+                return Err(Error::NoEndpoints { service: upstream.name() });
+            }
+        };
+        let endpoint = Arc::clone(guard.endpoint());
+        let dialled = outbound.dial(&endpoint, Alpn::Tcp, policy.timeouts.connect).await;
+        let now = tokio::time::Instant::now();
+        let outcome = match &dialled {
+            Ok(_) => Outcome::Success,
+            Err(_) => Outcome::Failure(FailureKind::Transport),
+        };
+        let ejected = guard.report(
+            now.into_std(),
+            now - started,
+            outcome,
+            policy,
+            &mut outbound.rng.lock(),
+        );
+        upstream.ejected(&endpoint, ejected);
+        match dialled {
+            Ok(server) => return Ok((server, guard)),
+            Err(error) => {
+                tried.push(endpoint);
+                if tried.len() >= MAX_DIALS.min(snapshot.endpoints.len()) {
+                    return Err(error);
+                }
+                tracing::debug!(%error, "trying another endpoint");
+            }
+        }
+    }
+}
