@@ -1,0 +1,138 @@
+//! One address that serves a Service's port.
+
+use std::{
+    net::SocketAddr,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use remora_core::{
+    latency::{Latency, Quantiles},
+    spiffe::SpiffeId,
+};
+use remora_proto::v1 as pb;
+
+use super::wire::{self, WireError};
+use crate::balance::EndpointStats;
+
+/// An endpoint and what was observed of it.
+///
+/// Updates keep the same `Arc<Endpoint>`, and so its statistics, as long as address, identity and
+/// pod are the same: owner, node and zone do not change in a pod's life.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// What is dialled, also through mTLS.
+    pub addr: SocketAddr,
+    /// What the peer must prove; `None`: not in the mesh, dialled in plaintext.
+    pub identity: Option<SpiffeId>,
+    /// Namespace of the pod; empty if unknown, as the following.
+    pub namespace: Box<str>,
+    /// Name of the pod.
+    pub pod: Box<str>,
+    /// For example `Deployment/orders`.
+    pub owner: Box<str>,
+    /// Node it runs on.
+    pub node: Box<str>,
+    /// Topology zone it runs in.
+    pub zone: Box<str>,
+    /// EWMA, requests in flight, breaker.
+    pub stats: EndpointStats,
+    /// Latency of its answers.
+    pub latency: EndpointLatency,
+}
+
+impl Endpoint {
+    /// Parses an endpoint that has not been observed yet.
+    ///
+    /// # Errors
+    /// Where address or identity are invalid. A bad identity never means plaintext.
+    pub fn parse(endpoint: &pb::Endpoint, now: Instant) -> Result<Self, WireError> {
+        let identity = match endpoint.identity.as_str() {
+            "" => None,
+            uri => Some(
+                uri.parse()
+                    .map_err(|error| WireError::new("endpoint.identity", format!("{error}")))?,
+            ),
+        };
+        Ok(Self {
+            addr: wire::address("endpoint.address", endpoint.address.as_ref())?,
+            identity,
+            namespace: endpoint.namespace.as_str().into(),
+            pod: endpoint.pod.as_str().into(),
+            owner: endpoint.owner.as_str().into(),
+            node: endpoint.node.as_str().into(),
+            zone: endpoint.zone.as_str().into(),
+            stats: new_stats(now),
+            latency: EndpointLatency::default(),
+        })
+    }
+
+    /// Whether this is the same peer as another, so that observations of one hold for the other.
+    #[must_use]
+    pub fn is_same_peer(&self, other: &Self) -> bool {
+        self.addr == other.addr
+            && self.identity == other.identity
+            && self.namespace == other.namespace
+            && self.pod == other.pod
+    }
+}
+
+/// Statistics of an endpoint that nothing is known of.
+fn new_stats(_now: Instant) -> EndpointStats {
+    EndpointStats
+}
+
+/// A latency histogram that takes its 10 KiB only once there is something to count.
+#[derive(Debug, Default)]
+pub struct EndpointLatency(OnceLock<Box<Latency>>);
+
+impl EndpointLatency {
+    /// Counts one observation.
+    pub fn record(&self, elapsed: Duration) {
+        self.0.get_or_init(Box::default).record(elapsed);
+    }
+
+    /// What was observed so far.
+    #[must_use]
+    pub fn quantiles(&self) -> Quantiles {
+        self.0.get().map_or_else(Quantiles::default, |latency| latency.quantiles())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(ip: &[u8], port: u32, identity: &str) -> pb::Endpoint {
+        pb::Endpoint {
+            address: Some(pb::SocketAddress { ip: ip.to_vec(), port }),
+            identity: identity.to_owned(),
+            ..pb::Endpoint::default()
+        }
+    }
+
+    #[test]
+    fn both_families_are_read() {
+        let now = tokio::time::Instant::now().into_std();
+        let v4 = Endpoint::parse(&wire(&[10, 0, 0, 1], 80, ""), now).unwrap();
+        assert_eq!(v4.addr, "10.0.0.1:80".parse().unwrap());
+        let mut ip = [0; 16];
+        ip[15] = 1;
+        let v6 = Endpoint::parse(&wire(&ip, 80, ""), now).unwrap();
+        assert_eq!(v6.addr, "[::1]:80".parse().unwrap());
+    }
+
+    #[test]
+    fn bad_address_port_or_identity_is_refused() {
+        let now = tokio::time::Instant::now().into_std();
+        for bad in [
+            wire(&[1, 2, 3], 80, ""),
+            wire(&[1, 2, 3, 4], 0, ""),
+            wire(&[1, 2, 3, 4], 65_536, ""),
+            wire(&[1, 2, 3, 4], 80, "spiffe://cluster.local/nonsense"),
+            pb::Endpoint::default(),
+        ] {
+            assert!(Endpoint::parse(&bad, now).is_err(), "{bad:?}");
+        }
+    }
+}
