@@ -66,7 +66,9 @@ pub enum Error {
         source: TlsError,
     },
     /// An endpoint has an identity and this proxy has no certificate to prove its own.
-    #[error("no certificate yet, so {addr} cannot be dialled over mTLS; see /certs on the admin port")]
+    #[error(
+        "no certificate yet, so {addr} cannot be dialled over mTLS; see /certs on the admin port"
+    )]
     NoCertificate {
         /// Who was to be dialled.
         addr: SocketAddr,

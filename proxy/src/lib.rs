@@ -1,6 +1,22 @@
 //! Remora's per-pod proxy.
+//!
+//! Floors, each importing only from those before it: [`error`], [`metrics`], [`config`] ←
+//! [`balance`] (decisions, pure) ← [`net`] (sockets), [`tls`] (identity), [`discovery`] (what the
+//! control plane tells) ← [`http`] (codec-level pieces) ← [`outbound`], [`inbound`] (the two paths)
+//! ← [`redirect`], [`admin`], [`runtime`], [`app`].
 
+pub mod admin;
+pub mod app;
 pub mod balance;
+pub mod collect;
+pub mod config;
 pub mod discovery;
+pub mod error;
+pub mod http;
+pub mod inbound;
+pub mod metrics;
+pub mod net;
+pub mod outbound;
 pub mod redirect;
+pub mod runtime;
 pub mod tls;

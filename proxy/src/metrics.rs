@@ -63,7 +63,11 @@ impl Metrics {
 
     /// A connection is open as long as the guard lives.
     #[must_use]
-    pub fn connection(self: &std::sync::Arc<Self>, direction: Direction, tls: Tls) -> OpenConnection {
+    pub fn connection(
+        self: &std::sync::Arc<Self>,
+        direction: Direction,
+        tls: Tls,
+    ) -> OpenConnection {
         self.connections[direction as usize][tls as usize].fetch_add(1, Ordering::Relaxed);
         self.open[direction as usize][tls as usize].fetch_add(1, Ordering::Relaxed);
         OpenConnection { metrics: std::sync::Arc::clone(self), direction, tls }
@@ -91,7 +95,8 @@ pub struct OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.metrics.open[self.direction as usize][self.tls as usize].fetch_sub(1, Ordering::Relaxed);
+        self.metrics.open[self.direction as usize][self.tls as usize]
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -113,12 +118,27 @@ impl Collector for ProcessCollector {
                 })
             }),
         )?;
-        family.counters("remora_detect", "Connections by what their first bytes were", table(&DETECTED, &m.detected, "result"))?;
-        family.counters("remora_tcp_connections", "Connections accepted from, or opened for, the application", table(&TLS, &m.connections, "tls"))?;
-        family.counters("remora_tcp_bytes", "Bytes of opaque connections", table(&["sent", "received"], &m.bytes, "flow"))?;
+        family.counters(
+            "remora_detect",
+            "Connections by what their first bytes were",
+            table(&DETECTED, &m.detected, "result"),
+        )?;
+        family.counters(
+            "remora_tcp_connections",
+            "Connections accepted from, or opened for, the application",
+            table(&TLS, &m.connections, "tls"),
+        )?;
+        family.counters(
+            "remora_tcp_bytes",
+            "Bytes of opaque connections",
+            table(&["sent", "received"], &m.bytes, "flow"),
+        )?;
         let open = (0..2).flat_map(|d| {
             TLS.iter().enumerate().map(move |(t, word)| {
-                ([("direction", DIRECTIONS[d]), ("tls", *word)], m.open[d][t].load(Ordering::Relaxed))
+                (
+                    [("direction", DIRECTIONS[d]), ("tls", *word)],
+                    m.open[d][t].load(Ordering::Relaxed),
+                )
             })
         });
         let mut gauge = encoder.encode_descriptor(

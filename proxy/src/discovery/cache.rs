@@ -375,7 +375,7 @@ impl Entry {
         }
         let (state, bad) = ServiceState::from_snapshot(None, wire, version, now)?;
         self.mark_gone();
-        self.publish(Resolution::Service(Arc::new(Service::new(id, state))));
+        self.publish(Resolution::Service(Arc::new(Service::new(id, state, now))));
         Ok(bad)
     }
 
@@ -426,5 +426,5 @@ fn pod_target(
         _ => Arc::new(fresh),
     };
     let protocol = Protocol::from_wire(pod.protocol);
-    Ok(Arc::new(PodTarget { endpoint, protocol }))
+    Ok(Arc::new(PodTarget::new(endpoint, protocol, now)))
 }

@@ -78,8 +78,8 @@ impl Endpoint {
 }
 
 /// Statistics of an endpoint that nothing is known of.
-fn new_stats(_now: Instant) -> EndpointStats {
-    EndpointStats
+fn new_stats(now: Instant) -> EndpointStats {
+    EndpointStats::new(now)
 }
 
 /// A latency histogram that takes its 10 KiB only once there is something to count.

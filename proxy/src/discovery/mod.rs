@@ -17,6 +17,7 @@ mod registry;
 pub mod route;
 pub mod service;
 pub mod snapshot;
+pub mod traffic;
 mod wire;
 
 pub use cache::{Discovery, DiscoveryError, Limits, Resolution, Status, Target};

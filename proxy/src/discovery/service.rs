@@ -18,6 +18,7 @@ use super::{
     endpoint::Endpoint,
     policy,
     route::Route,
+    traffic::Traffic,
     wire::{self, WireError},
 };
 use crate::balance::policy::Policy;
@@ -85,13 +86,16 @@ impl Protocol {
 pub struct Service {
     /// Which one.
     pub id: ServiceId,
+    /// What it has seen of this proxy's traffic.
+    pub traffic: Traffic,
     state: ArcSwap<ServiceState>,
     gone: AtomicBool,
 }
 
 impl Service {
-    pub(super) fn new(id: ServiceId, state: ServiceState) -> Self {
-        Self { id, state: ArcSwap::from_pointee(state), gone: AtomicBool::new(false) }
+    pub(super) fn new(id: ServiceId, state: ServiceState, now: Instant) -> Self {
+        let traffic = Traffic::new(now);
+        Self { id, traffic, state: ArcSwap::from_pointee(state), gone: AtomicBool::new(false) }
     }
 
     /// The state now, without touching its reference count; for one decision.
@@ -253,6 +257,21 @@ pub struct PodTarget {
     pub endpoint: Arc<Endpoint>,
     /// What it speaks.
     pub protocol: Protocol,
+    /// The endpoint again, in the form that a choice is made from.
+    pub endpoints: Arc<[Arc<Endpoint>]>,
+    /// Defaults without a breaker: there is nothing to choose.
+    pub policy: Arc<Policy>,
+    /// What it has seen of this proxy's traffic.
+    pub traffic: Traffic,
+}
+
+impl PodTarget {
+    /// A pod that nothing was sent to yet.
+    #[must_use]
+    pub fn new(endpoint: Arc<Endpoint>, protocol: Protocol, now: Instant) -> Self {
+        let endpoints = Arc::new([Arc::clone(&endpoint)]);
+        Self { endpoint, protocol, endpoints, policy: Arc::default(), traffic: Traffic::new(now) }
+    }
 }
 
 #[cfg(test)]

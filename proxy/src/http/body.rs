@@ -73,7 +73,7 @@ pub enum End<'a> {
 }
 
 /// Is told once how a response body ended.
-pub trait OnEnd: Send + 'static {
+pub trait OnEnd: Send + Unpin + 'static {
     /// Called exactly once, also from drop.
     fn on_end(self, end: End<'_>);
 }
@@ -99,7 +99,11 @@ enum Inner {
 impl<G: OnEnd> ResponseBody<G> {
     /// An answer of the proxy's own.
     pub fn made(text: Bytes) -> Self {
-        Self { inner: Inner::Made((!text.is_empty()).then_some(text)), on_end: None, deadline: None }
+        Self {
+            inner: Inner::Made((!text.is_empty()).then_some(text)),
+            on_end: None,
+            deadline: None,
+        }
     }
 
     /// Forwards an upstream's body; a body known to be empty ends here and now.
@@ -127,7 +131,7 @@ impl<G: OnEnd> ResponseBody<G> {
     }
 }
 
-impl<G: OnEnd + Unpin> Body for ResponseBody<G> {
+impl<G: OnEnd> Body for ResponseBody<G> {
     type Data = Bytes;
     type Error = BodyError;
 

@@ -22,6 +22,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// HTTP/2 connections are asked for a sign of life this often, and given this long for it.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_WITHIN: Duration = Duration::from_secs(10);
+/// Idle HTTP/1.1 connections stay this long after draining has begun.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it ends; when draining begins, its open requests finish first
 /// (`Connection: close`, GOAWAY).
@@ -60,7 +62,7 @@ where
             tokio::select! {
                 biased;
                 ended = connection.as_mut() => ended,
-                () = drain.draining() => {
+                () = linger(drain) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -89,5 +91,21 @@ where
                 }
             }
         }
+    }
+}
+
+/// HTTP/1.1 cannot say in advance that an idle connection will close, and a request may be on its
+/// way. So when draining begins the handlers answer with `Connection: close` ([`mark_last`]), and
+/// idle connections close only once those who use them had time to learn it.
+async fn linger(drain: &drain::Watch) {
+    drain.draining().await;
+    tokio::time::sleep(LINGER).await;
+}
+
+/// While draining, tells an HTTP/1.1 client that this is the last response on its connection.
+pub fn mark_last<B>(response: &mut Response<B>, version: Version, drain: &drain::Watch) {
+    if version == Version::H1 && drain.is_draining() {
+        let close = http::HeaderValue::from_static("close");
+        response.headers_mut().insert(http::header::CONNECTION, close);
     }
 }

@@ -1,1 +1,303 @@
-//! To come.
+//! The way in: connections to the pod's own ports.
+//!
+//! Accept → original destination → TLS with one of our ALPN tokens, or not → the caller's identity
+//! → policy → [`http`] or bytes → the application, on the very address that was dialled.
+
+mod authorize;
+pub mod http;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use remora_core::{drain, spiffe::SpiffeId};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    discovery::{Discovery, InboundPolicy, Protocol},
+    error::Error,
+    http::{Version, pool::Pool},
+    metrics::{Direction, Metrics, Tls},
+    net::{
+        connect::{Connector, Reset},
+        copy::{self, Carried},
+        detect::{self, Detected},
+        listener::original_destination,
+        prefixed::Prefixed,
+    },
+    tls::{self, Alpn, identity::Identity},
+};
+use authorize::Caller;
+
+/// A caller's TLS handshake must be done within this time.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The application is on this machine: a connection that takes longer will not come.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Idle connections to the application close after this time, before most servers close them.
+const POOL_IDLE: Duration = Duration::from_secs(3);
+
+/// The inbound side of one worker.
+#[derive(Debug)]
+pub struct Inbound {
+    discovery: Discovery,
+    identity: Identity,
+    connector: Connector,
+    pool: Pool<SocketAddr>,
+    metrics: Arc<Metrics>,
+    drain: drain::Watch,
+    own: Arc<[SocketAddr]>,
+}
+
+/// Where a connection is headed.
+#[derive(Debug, Clone, Copy)]
+pub enum Source {
+    /// The redirect rules know.
+    Redirected,
+    /// The listener is for one application.
+    Explicit(SocketAddr),
+}
+
+/// One accepted connection: where it goes and who is calling.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrival {
+    /// Where the application listens.
+    app: SocketAddr,
+    /// The port that policy speaks of.
+    port: u16,
+    caller: Caller,
+    tls: Tls,
+}
+
+impl Inbound {
+    /// A side with nothing pooled yet.
+    #[must_use]
+    pub fn new(
+        discovery: Discovery,
+        identity: Identity,
+        connector: Connector,
+        metrics: Arc<Metrics>,
+        drain: drain::Watch,
+        own: Arc<[SocketAddr]>,
+    ) -> Self {
+        let pool = Pool::new(POOL_IDLE);
+        Self { discovery, identity, connector, pool, metrics, drain, own }
+    }
+
+    /// Closes pooled connections that were idle too long; called now and then.
+    pub fn sweep(&self, now: tokio::time::Instant) {
+        self.pool.sweep(now);
+    }
+
+    /// Takes one accepted connection to its end.
+    pub async fn serve(self: Arc<Self>, mut client: TcpStream, peer: SocketAddr, source: Source) {
+        let (app, port) = match source {
+            Source::Explicit(app) => (app, client.local_addr().map_or(app.port(), |a| a.port())),
+            Source::Redirected => match original_destination(&client) {
+                Ok(addr) if self.own.contains(&addr) => {
+                    return self.refuse(&client, &Error::Loop(addr));
+                }
+                Ok(addr) => (addr, addr.port()),
+                Err(_) => return,
+            },
+        };
+        let policy = self.discovery.inbound_policy();
+        let mut seen = BytesMut::new();
+        // Even an opaque port is looked at: the caller may be a proxy of ours.
+        let Ok(found) = detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await else {
+            return;
+        };
+        if matches!(&found, Detected::Tls(hello) if hello.mesh) {
+            return self.mutual(Prefixed::new(seen.freeze(), client), app, port, &policy).await;
+        }
+        let arrival = Arrival { app, port, caller: Caller::Unknown(peer.ip()), tls: Tls::None };
+        self.plain(client, seen, found, arrival, &policy).await;
+    }
+
+    /// A caller whose proxy is one of ours.
+    async fn mutual(
+        self: Arc<Self>,
+        client: Prefixed<TcpStream>,
+        app: SocketAddr,
+        port: u16,
+        policy: &InboundPolicy,
+    ) {
+        let addr = client.get_ref().peer_addr().unwrap_or(app);
+        let Some(material) = self.identity.current() else {
+            return self.refuse(client.get_ref(), &Error::NoCertificate { addr });
+        };
+        let accepted = timeout(HANDSHAKE, tls::server::accept(&material, client)).await;
+        let (client, caller, alpn) = match accepted {
+            Ok(Ok(accepted)) => accepted,
+            Ok(Err(source)) => {
+                let error = Error::Tls { addr, source };
+                self.metrics.error(Direction::Inbound, error.reason());
+                tracing::warn!(%error, "caller's handshake failed");
+                return;
+            }
+            Err(_) => {
+                let error = Error::ConnectTimeout { addr, after: HANDSHAKE };
+                self.metrics.error(Direction::Inbound, error.reason());
+                return;
+            }
+        };
+        let arrival =
+            Arrival { app, port, caller: Caller::Mesh(Arc::new(caller)), tls: Tls::Mutual };
+        match alpn {
+            Alpn::H1 => self.http(client, Version::H1, arrival).await,
+            Alpn::H2 => self.http(client, Version::H2, arrival).await,
+            Alpn::Tcp => self.carry(client, arrival, policy).await,
+        }
+    }
+
+    /// A caller outside the mesh.
+    async fn plain(
+        self: Arc<Self>,
+        client: TcpStream,
+        seen: BytesMut,
+        found: Detected,
+        arrival: Arrival,
+        policy: &InboundPolicy,
+    ) {
+        let found = match policy.protocol(arrival.port) {
+            Protocol::Detect => {
+                self.metrics.detected(Direction::Inbound, found.as_str());
+                found
+            }
+            Protocol::Opaque | Protocol::Tls => Detected::Opaque,
+            Protocol::Http1 => Detected::Http1,
+            Protocol::Http2 => Detected::Http2,
+        };
+        match found {
+            Detected::Silent => self.first_word(client, arrival, policy).await,
+            Detected::Http1 => {
+                self.http(Prefixed::new(seen.freeze(), client), Version::H1, arrival).await;
+            }
+            Detected::Http2 => {
+                self.http(Prefixed::new(seen.freeze(), client), Version::H2, arrival).await;
+            }
+            Detected::Opaque | Detected::Tls(_) => {
+                self.carry(Prefixed::new(seen.freeze(), client), arrival, policy).await;
+            }
+        }
+    }
+
+    async fn http<IO>(self: Arc<Self>, io: IO, version: Version, arrival: Arrival)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
+        let drain = self.drain.clone();
+        let requests = Arc::new(http::Requests::new(self, arrival, version));
+        let handler = |request| http::handle(Arc::clone(&requests), request);
+        if let Err(error) = crate::http::server::serve(io, version, handler, &drain).await {
+            tracing::debug!(%error, "caller's connection ended");
+        }
+    }
+
+    /// Bytes, once policy allows it.
+    async fn carry<IO>(&self, mut client: IO, arrival: Arrival, policy: &InboundPolicy)
+    where
+        IO: AsyncRead + AsyncWrite + Reset + Unpin,
+    {
+        let mut app = match self.allowed(&arrival, policy).await {
+            Ok(app) => app,
+            Err(error) => return self.refuse(&client, &error),
+        };
+        let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
+        self.relay(&mut client, &mut app).await;
+    }
+
+    /// A silent caller: connect, and see who speaks.
+    async fn first_word(
+        self: Arc<Self>,
+        mut client: TcpStream,
+        arrival: Arrival,
+        policy: &InboundPolicy,
+    ) {
+        let mut app = match self.allowed(&arrival, policy).await {
+            Ok(app) => app,
+            Err(error) => return self.refuse(&client, &error),
+        };
+        let (mut question, mut greeting) =
+            (BytesMut::with_capacity(2048), BytesMut::with_capacity(4096));
+        let app_spoke = tokio::select! {
+            read = client.read_buf(&mut question) => match read {
+                Ok(_) => false,
+                Err(_) => return app.reset(),
+            },
+            read = app.read_buf(&mut greeting) => match read {
+                Ok(_) => true,
+                Err(_) => return client.reset(),
+            },
+        };
+        if app_spoke {
+            if client.write_all(&greeting).await.is_err() {
+                return app.reset();
+            }
+            let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
+            return self.relay(&mut client, &mut app).await;
+        }
+        let found = if question.is_empty() {
+            Detected::Opaque
+        } else {
+            match detect::detect(&mut client, &mut question, detect::FIRST_BYTE).await {
+                Ok(found) => found,
+                Err(_) => return app.reset(),
+            }
+        };
+        if matches!(&found, Detected::Tls(hello) if hello.mesh) {
+            drop(app);
+            let client = Prefixed::new(question.freeze(), client);
+            return self.mutual(client, arrival.app, arrival.port, policy).await;
+        }
+        let mut client = Prefixed::new(question.freeze(), client);
+        match found {
+            Detected::Http1 => self.http(client, Version::H1, arrival).await,
+            Detected::Http2 => self.http(client, Version::H2, arrival).await,
+            _ => {
+                let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
+                self.relay(&mut client, &mut app).await;
+            }
+        }
+    }
+
+    /// Connects to the application, if policy lets the caller.
+    async fn allowed(&self, arrival: &Arrival, policy: &InboundPolicy) -> Result<TcpStream, Error> {
+        let trust_domain = self.trust_domain();
+        authorize::connection(policy, arrival, trust_domain.as_deref())?;
+        self.connector.connect(arrival.app, CONNECT).await
+    }
+
+    fn trust_domain(&self) -> Option<Arc<str>> {
+        self.identity.current().map(|m| Arc::from(m.id().trust_domain()))
+    }
+
+    async fn relay<C>(&self, client: &mut C, app: &mut TcpStream)
+    where
+        C: AsyncRead + AsyncWrite + Reset + Unpin,
+    {
+        let mut carried = Carried::default();
+        if let Err(error) = copy::bidirectional(client, app, &mut carried).await {
+            tracing::debug!(%error, "connection broke");
+        }
+        self.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
+    }
+
+    fn refuse(&self, client: &impl Reset, error: &Error) {
+        self.metrics.error(Direction::Inbound, error.reason());
+        tracing::debug!(%error, "connection refused");
+        client.reset();
+    }
+}
+
+impl Arrival {
+    fn identity(&self) -> Option<&SpiffeId> {
+        match &self.caller {
+            Caller::Mesh(id) => Some(id),
+            Caller::Unknown(_) => None,
+        }
+    }
+}

@@ -39,7 +39,9 @@ pub fn look(bytes: &[u8]) -> Look {
             Ok(record) => record,
             Err(()) => return Look::No,
         };
-        let message = if whole.is_empty() { record } else {
+        let message = if whole.is_empty() {
+            record
+        } else {
             whole.extend_from_slice(record);
             &whole
         };
@@ -48,7 +50,8 @@ pub fn look(bytes: &[u8]) -> Look {
             rest = after;
             continue;
         };
-        let len = usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
+        let len =
+            usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
         if header[0] != 1 || len > MAX_LEN {
             return Look::No;
         }

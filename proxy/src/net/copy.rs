@@ -226,7 +226,9 @@ mod tests {
         let data = vec![7u8; 1 << 20];
         let mut accepted = 0;
         // Nobody reads at the far end, so the pipe fills: two duplex buffers and one chunk.
-        while let Ok(n) = tokio::time::timeout(std::time::Duration::from_millis(50), client.write(&data)).await {
+        while let Ok(n) =
+            tokio::time::timeout(std::time::Duration::from_millis(50), client.write(&data)).await
+        {
             accepted += n.unwrap();
         }
         assert!(accepted <= CHUNK + 2 * 1024 + CHUNK, "{accepted}");

@@ -133,7 +133,8 @@ pub fn prepare(stream: &TcpStream) {
 pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     let local = stream.local_addr()?;
     let socket = SockRef::from(stream);
-    let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let original =
+        if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     Ok(original.ok().and_then(|addr| addr.as_socket()).unwrap_or(local))
 }
 
@@ -147,7 +148,10 @@ mod tests {
         let addr = taken.local_addr().unwrap();
         for workers in [1, 2] {
             let error = bind(addr, workers).unwrap_err().to_string();
-            assert!(error.contains(&addr.to_string()) && error.contains("another program"), "{error}");
+            assert!(
+                error.contains(&addr.to_string()) && error.contains("another program"),
+                "{error}"
+            );
         }
     }
 

@@ -20,7 +20,8 @@ use crate::{
     discovery::Endpoint,
     error::{Error, Reason},
     http::{
-        Version, answer::is_grpc,
+        Version,
+        answer::is_grpc,
         body::{RequestBody, ResponseBody},
         pool::{Connection, SendError},
         replay::Replay,
@@ -125,7 +126,12 @@ impl<'a> Exchange<'a> {
         let endpoint = Arc::clone(guard.endpoint());
         let request = match make(parts, body, earlier) {
             Some(request) => request,
-            None => return Err(Failed { error: Error::Overloaded("request body is too long to repeat"), endpoint: None }),
+            None => {
+                return Err(Failed {
+                    error: Error::Overloaded("request body is too long to repeat"),
+                    endpoint: None,
+                });
+            }
         };
         let sent_at = Instant::now();
         match self.send(&endpoint, request).await {
@@ -181,7 +187,9 @@ impl<'a> Exchange<'a> {
             }
         };
         match result {
-            Ok(response) => not_delivered(endpoint, &response).map_or(Ok((response, connection)), Err),
+            Ok(response) => {
+                not_delivered(endpoint, &response).map_or(Ok((response, connection)), Err)
+            }
             Err(failed) => Err(broken(endpoint, failed)),
         }
     }
@@ -303,7 +311,11 @@ impl HasSent for Result<Answered, Failed> {
 }
 
 /// The request for one attempt; `None` where its body is gone.
-fn make(parts: &request::Parts, body: Option<&Replay>, earlier: u32) -> Option<Request<RequestBody>> {
+fn make(
+    parts: &request::Parts,
+    body: Option<&Replay>,
+    earlier: u32,
+) -> Option<Request<RequestBody>> {
     let body = match body {
         None => RequestBody::Empty,
         Some(replay) => RequestBody::Attempt(replay.attempt()?),
@@ -322,7 +334,9 @@ fn make(parts: &request::Parts, body: Option<&Replay>, earlier: u32) -> Option<R
 /// A proxy speaks its own version (RFC 9110 §6.2), except that HTTP/1.1 needs a Host.
 fn upstream_version(parts: &request::Parts) -> http::Version {
     match parts.version {
-        http::Version::HTTP_10 if parts.headers.contains_key(header::HOST) => http::Version::HTTP_11,
+        http::Version::HTTP_10 if parts.headers.contains_key(header::HOST) => {
+            http::Version::HTTP_11
+        }
         version => version,
     }
 }
@@ -343,7 +357,8 @@ fn not_delivered(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<E
 }
 
 fn broken(endpoint: &Endpoint, failed: SendError) -> Error {
-    let sent = if failed.unsent.is_some() || refused(&failed.error) { Sent::No } else { Sent::Maybe };
+    let sent =
+        if failed.unsent.is_some() || refused(&failed.error) { Sent::No } else { Sent::Maybe };
     Error::UpstreamReset { addr: endpoint.addr, detail: detail(&failed.error), sent }
 }
 

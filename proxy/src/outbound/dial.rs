@@ -75,12 +75,21 @@ impl Outbound {
         let addr = endpoint.addr;
         let Some(peer) = &endpoint.identity else {
             let io = Io::Plain(self.connector.connect(addr, bound).await?);
-            return Ok(Connected { io, _open: self.metrics.connection(Direction::Outbound, Tls::None) });
+            return Ok(Connected {
+                io,
+                _open: self.metrics.connection(Direction::Outbound, Tls::None),
+            });
         };
-        let material = self.identity.current().ok_or(Error::NoCertificate { addr })?;
+        let material = match self.identity.current() {
+            Some(material) => material,
+            // Just started: the certificate is on its way.
+            None => timeout(bound, self.identity.wait_ready())
+                .await
+                .map_err(|_| Error::NoCertificate { addr })?,
+        };
         let handshake = async {
             let tcp = self.connector.connect(addr, bound).await?;
-            tls::connect(&material, peer, alpn, addr.ip(), tcp)
+            tls::client::connect(&material, peer, alpn, addr.ip(), tcp)
                 .await
                 .map_err(|source| Error::Tls { addr, source })
         };

@@ -20,7 +20,7 @@ use crate::{
 
 /// Everything that a finished request gives back.
 #[derive(Debug)]
-pub struct Done {
+pub(super) struct Done {
     pub(super) outbound: Arc<Outbound>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) policy: Arc<Policy>,
@@ -41,7 +41,9 @@ impl OnEnd for Done {
             End::Complete(trailers) => {
                 if self.undecided {
                     let outcome = trailers
-                        .and_then(|t| attempt::grpc_status(t).map(|code| attempt::grpc_outcome(code, t)))
+                        .and_then(|t| {
+                            attempt::grpc_status(t).map(|code| attempt::grpc_outcome(code, t))
+                        })
                         .unwrap_or(Outcome::Success);
                     self.report(now, outcome);
                 }

@@ -18,7 +18,7 @@ use crate::{
         Version, answer,
         body::ResponseBody,
         headers::{set_upgrade, strip_hop_by_hop, strip_ours},
-        upgrade,
+        server, upgrade,
     },
 };
 
@@ -92,8 +92,7 @@ async fn forward(
     if let Some(to) = switch_to {
         set_upgrade(request.headers_mut(), to);
     }
-    let exchange =
-        Exchange::new(&requests.outbound, &upstream, requests.version, started);
+    let exchange = Exchange::new(&requests.outbound, &upstream, requests.version, started);
     let deadline = exchange.deadline();
     let mut response = match deadline {
         None => exchange.run(request).await?,
@@ -136,6 +135,7 @@ fn finish_head<B: http_body::Body>(
     } else if response.status() == StatusCode::NO_CONTENT {
         response.headers_mut().remove(CONTENT_LENGTH);
     }
+    server::mark_last(response, requests.version, &requests.outbound.drain);
     // Our own version; hyper answers an HTTP/1.0 client in its version.
     *response.version_mut() = match requests.version {
         Version::H1 => http::Version::HTTP_11,

@@ -10,7 +10,14 @@ pub mod http;
 mod learned;
 pub mod tcp;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -18,8 +25,11 @@ use remora_core::drain;
 use tokio::net::TcpStream;
 
 use crate::{
-    balance::policy::Policy,
-    discovery::{Discovery, Endpoint, PodTarget, Protocol, ResolveError, Resolution, Service, Target},
+    balance::{breaker::Ejection, policy::Policy},
+    discovery::{
+        Discovery, DiscoveryError, Endpoint, PodTarget, Protocol, Resolution, Service, Target,
+        traffic::Traffic,
+    },
     error::{Error, Reason},
     http::{Version, pool::Pool},
     metrics::{Direction, Metrics, Tls},
@@ -30,7 +40,7 @@ use crate::{
         listener::original_destination,
         prefixed::Prefixed,
     },
-    tls::Identity,
+    tls::identity::Identity,
 };
 
 /// Idle HTTP/1.1 connections to endpoints close after this time.
@@ -102,7 +112,9 @@ impl Outbound {
         let target = match &source {
             Source::Explicit(authority) => Target::Authority(authority.to_string()),
             Source::Redirected => match original_destination(&client) {
-                Ok(addr) if self.own.contains(&addr) => return self.refuse(&client, &Error::Loop(addr)),
+                Ok(addr) if self.own.contains(&addr) => {
+                    return self.refuse(&client, &Error::Loop(addr));
+                }
                 Ok(addr) => Target::Address(addr),
                 Err(_) => return,
             },
@@ -133,12 +145,10 @@ impl Outbound {
             return Ok(known);
         }
         self.discovery.resolve(target, now).await.map_err(|error| match error {
-            ResolveError::Timeout { target, after } => {
-                Error::DiscoveryTimeout { target: target.to_string(), after }
+            DiscoveryError::Timeout { target, waited, .. } => {
+                Error::DiscoveryTimeout { target: target.to_string(), after: waited }
             }
-            ResolveError::TooManyTargets { .. } => {
-                Error::Overloaded("too many different destinations")
-            }
+            DiscoveryError::TooMany { .. } => Error::Overloaded("too many different destinations"),
         })
     }
 
@@ -245,7 +255,10 @@ impl Upstream {
         match self {
             Self::Service(service) => {
                 let state = service.state();
-                Snapshot { policy: Arc::clone(&state.policy), endpoints: Arc::clone(&state.endpoints) }
+                Snapshot {
+                    policy: Arc::clone(&state.policy),
+                    endpoints: Arc::clone(&state.endpoints),
+                }
             }
             Self::Pod(pod) => {
                 Snapshot { policy: Arc::clone(&pod.policy), endpoints: Arc::clone(&pod.endpoints) }
@@ -253,11 +266,30 @@ impl Upstream {
         }
     }
 
-    fn service(&self) -> Option<&Arc<Service>> {
+    fn traffic(&self) -> &Traffic {
         match self {
-            Self::Service(service) => Some(service),
-            Self::Pod(_) => None,
+            Self::Service(service) => &service.traffic,
+            Self::Pod(pod) => &pod.traffic,
         }
+    }
+
+    fn cursor(&self) -> &AtomicUsize {
+        &self.traffic().cursor
+    }
+
+    /// Counts and tells an ejection, where there was one.
+    fn ejected(&self, endpoint: &Endpoint, ejection: Option<Ejection>) {
+        let Some(Ejection { reason, penalty, again }) = ejection else { return };
+        self.traffic().ejections.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            service = %self.name(),
+            endpoint = %endpoint.addr,
+            pod = %endpoint.pod,
+            reason = reason.as_str(),
+            ?penalty,
+            again,
+            "endpoint ejected"
+        );
     }
 }
 

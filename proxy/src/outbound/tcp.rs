@@ -78,7 +78,8 @@ pub(super) async fn first_word(
         Ok(connected) => connected,
         Err(error) => return outbound.refuse(&client, &error),
     };
-    let (mut question, mut greeting) = (BytesMut::with_capacity(2048), BytesMut::with_capacity(FIRST_WORD));
+    let (mut question, mut greeting) =
+        (BytesMut::with_capacity(2048), BytesMut::with_capacity(FIRST_WORD));
     let server_spoke = tokio::select! {
         read = client.read_buf(&mut question) => match read {
             Ok(_) => false,
@@ -169,13 +170,8 @@ async fn connect(
             Ok(_) => Outcome::Success,
             Err(_) => Outcome::Failure(FailureKind::Transport),
         };
-        let ejected = guard.report(
-            now.into_std(),
-            now - started,
-            outcome,
-            policy,
-            &mut outbound.rng.lock(),
-        );
+        let ejected =
+            guard.report(now.into_std(), now - started, outcome, policy, &mut outbound.rng.lock());
         upstream.ejected(&endpoint, ejected);
         match dialled {
             Ok(server) => return Ok((server, guard)),

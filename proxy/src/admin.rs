@@ -1,0 +1,171 @@
+//! The proxy's admin HTTP, beside what every program has ([`remora_core::admin`]).
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use remora_core::admin::Admin;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    balance::breaker,
+    config::Args,
+    discovery::{Discovery, Endpoint, Resolution, ServiceState, Target},
+    tls::identity::Identity,
+};
+
+/// What the routes show and do.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Answers of the control plane.
+    pub discovery: Discovery,
+    /// Certificate and roots.
+    pub identity: Identity,
+    /// What the proxy was started with.
+    pub args: Arc<Args>,
+    /// Begins the drain; the process goes on.
+    pub drain: remora_core::drain::Watch,
+    /// Ends the process, after a drain.
+    pub shutdown: tokio_util::sync::CancellationToken,
+}
+
+/// All routes.
+pub fn router(admin: Admin, view: View) -> Router {
+    let own = Router::new()
+        .route("/config", get(config))
+        .route("/services", get(services))
+        .route("/endpoints", get(endpoints))
+        .route("/certs", get(certs))
+        .route("/drain", post(drain))
+        .route("/shutdown", post(shutdown))
+        .with_state(view);
+    remora_core::admin::router(admin).merge(own)
+}
+
+async fn config(State(view): State<View>) -> Json<Value> {
+    let args = &view.args;
+    let status = view.discovery.status();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pod": { "namespace": args.pod_namespace, "name": args.pod_name, "ips": args.pod_ips,
+                 "node": args.node, "zone": args.zone },
+        "listeners": { "outbound": args.outbound_listen, "inbound": args.inbound_listen,
+                       "admin": args.admin_listen },
+        "control_plane": { "address": args.control_plane, "connected": status.connected,
+                           "error": status.error.as_deref() },
+        "shutdown_grace_period_s": args.shutdown_grace_period.as_secs(),
+    }))
+}
+
+async fn certs(State(view): State<View>) -> Json<Value> {
+    let Some(material) = view.identity.current() else {
+        return Json(json!({ "identity": null, "refreshes": view.identity.refreshes() }));
+    };
+    let certificate = material.certificate();
+    Json(json!({
+        "identity": material.id().as_str(),
+        "not_before": certificate.not_before.as_secs(),
+        "not_after": certificate.not_after.as_secs(),
+        "serial": certificate.serial,
+        "refreshes": view.identity.refreshes(),
+        "roots": material.bundle().roots().len(),
+    }))
+}
+
+async fn services(State(view): State<View>) -> Json<Value> {
+    let all = view.discovery.all();
+    let rows = all.iter().map(|(target, resolution)| match resolution {
+        None => json!({ "target": target.to_string(), "kind": "unknown" }),
+        Some(Resolution::Service(service)) => {
+            let state = service.state_full();
+            json!({ "target": target.to_string(), "kind": "service", "service": service.id.to_string(),
+                    "protocol": state.protocol.as_str(), "endpoints": state.endpoints.len(),
+                    "version": state.version, "policy": format!("{:?}", state.policy) })
+        }
+        Some(Resolution::Pod(pod)) => {
+            json!({ "target": target.to_string(), "kind": "pod", "pod": pod.endpoint.pod,
+                    "protocol": pod.protocol.as_str() })
+        }
+        Some(Resolution::NotOurs) => json!({ "target": target.to_string(), "kind": "not-ours" }),
+        Some(Resolution::Refused(why)) => {
+            json!({ "target": target.to_string(), "kind": "refused", "why": &**why })
+        }
+    });
+    Json(json!({ "services": rows.collect::<Vec<_>>() }))
+}
+
+async fn endpoints(State(view): State<View>) -> Json<Value> {
+    let now = Instant::now().into_std();
+    let all = view.discovery.all();
+    let rows = all.iter().filter_map(|(target, resolution)| match resolution {
+        Some(Resolution::Service(service)) => {
+            let state = service.state_full();
+            Some(row(target, &state, &service.id, now))
+        }
+        _ => None,
+    });
+    Json(json!({ "services": rows.collect::<Vec<_>>() }))
+}
+
+fn row(
+    target: &Target,
+    state: &ServiceState,
+    id: &crate::discovery::ServiceId,
+    now: std::time::Instant,
+) -> Value {
+    let endpoints: Vec<Value> = state.endpoints.iter().map(|e| endpoint(e, state, now)).collect();
+    json!({ "namespace": id.namespace, "name": id.name, "port": id.port, "target": target.to_string(),
+            "protocol": state.protocol.as_str(), "endpoints": endpoints })
+}
+
+fn endpoint(endpoint: &Endpoint, state: &ServiceState, now: std::time::Instant) -> Value {
+    let stats = &endpoint.stats;
+    let breaker = stats.breaker();
+    let ago = |at: std::time::Instant| now.saturating_duration_since(at).as_millis();
+    let word = match breaker.state(now) {
+        breaker::State::Closed => "ready",
+        breaker::State::Open => "open",
+        breaker::State::HalfOpen => "half-open",
+    };
+    let rtt = stats.ewma().rtt(now, &state.policy.balancer);
+    json!({
+        "address": endpoint.addr.to_string(),
+        "namespace": endpoint.namespace,
+        "pod": endpoint.pod,
+        "identity": endpoint.identity.as_ref().map(|id| id.as_str()),
+        "state": word,
+        "ewma_ms": rtt.unwrap_or(state.policy.balancer.default_rtt).as_secs_f64() * 1e3,
+        "in_flight": stats.in_flight(),
+        "requests": stats.requests(),
+        "failures": stats.failures(),
+        "latency": endpoint.latency.quantiles(),
+        "breaker": {
+            "reason": breaker.reason().map(breaker::Reason::as_str),
+            "trips": breaker.trips(),
+            "since_ms": breaker.since().map(ago),
+            "next_probe_ms": breaker.next_probe().map(|at| at.saturating_duration_since(now).as_millis()),
+        },
+    })
+}
+
+async fn drain(State(view): State<View>) -> (StatusCode, &'static str) {
+    view.drain.start();
+    (StatusCode::ACCEPTED, "draining\n")
+}
+
+/// From this machine only: who can reach the pod must not be able to stop it.
+async fn shutdown(
+    State(view): State<View>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+) -> (StatusCode, &'static str) {
+    if !peer.ip().to_canonical().is_loopback() {
+        return (StatusCode::FORBIDDEN, "shutdown is accepted from loopback only\n");
+    }
+    view.shutdown.cancel();
+    (StatusCode::ACCEPTED, "shutting down\n")
+}

@@ -1,0 +1,206 @@
+//! Puts the proxy together: the only file that knows all others.
+
+use std::{future::Future, sync::Arc};
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use remora_core::{
+    admin::Admin,
+    drain::{Drain, Drained},
+    names::TRUST_DOMAIN,
+    spiffe::SpiffeId,
+    telemetry::LogHandle,
+};
+use remora_proto::v1 as pb;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{self, View},
+    collect::MeshCollector,
+    config::{Args, workers_for_quota},
+    discovery::{self, Discovery, Limits, snapshot::Snapshot},
+    metrics::{Metrics, ProcessCollector},
+    net::{connect::Connector, listener},
+    runtime::{self, Shared},
+    tls::{certify, channel::ControlPlane, identity::Identity},
+};
+
+/// Runs the proxy until `stop` resolves (or the admin endpoint says so), drains and returns.
+///
+/// # Errors
+/// What keeps it from starting: a port in use, a thread that cannot be made.
+pub async fn run(
+    args: Args,
+    log: Option<LogHandle>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let (drain, watch) = Drain::new();
+    let shared = Shared {
+        discovery: Discovery::new(Limits::default(), started.into_std()),
+        identity: Identity::new(),
+        connector: Connector { mark: args.mark },
+        metrics: Arc::new(Metrics::default()),
+        drain: watch.clone(),
+    };
+    let workers = args.workers.map_or_else(default_workers, usize::from);
+    let (listeners, own) = runtime::listen(&args, workers)?;
+    let admin_listener = listener::bind(args.admin_listen, 1)?.remove(0);
+    let args = Arc::new(args);
+
+    let mut rng = fastrand::Rng::new();
+    let tasks = control_tasks(&args, &shared, &mut rng)?;
+    let stopped = CancellationToken::new();
+    let threads = runtime::start(listeners, &shared, &own, &stopped, &mut rng)
+        .context("cannot start worker threads")?;
+
+    // The admin endpoint answers to the very end, so it does not take part in the drain.
+    let shutdown = CancellationToken::new();
+    let (admin_drain, admin_watch) = Drain::new();
+    let router = admin_router(&args, &shared, log, &shutdown);
+    let admin_listener = tokio::net::TcpListener::from_std(admin_listener)?;
+    let admin =
+        tokio::spawn(remora_core::admin::serve(admin_listener, router, admin_watch.clone()));
+    tracing::info!(workers, pod = %args.pod_name, "proxy started");
+    tokio::select! {
+        () = report_ready(&shared, started) => {}
+        () = shutdown.cancelled() => {}
+    }
+
+    tokio::select! {
+        () = stop => {}
+        () = shutdown.cancelled() => {}
+    }
+    let grace = args.shutdown_grace_period;
+    tracing::info!(?grace, "draining");
+    match drain.drain(grace).await {
+        Drained::Clean => tracing::info!("drained"),
+        Drained::Aborted(left) => tracing::warn!(left, "grace period over, connections cut"),
+    }
+    stopped.cancel();
+    admin_watch.start();
+    drop(admin_drain);
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    for thread in threads {
+        // A worker that panicked has said so already.
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    }
+    admin.abort();
+    Ok(())
+}
+
+fn default_workers() -> usize {
+    workers_for_quota(std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().as_deref())
+}
+
+/// Identity and discovery, on the control thread.
+fn control_tasks(
+    args: &Arc<Args>,
+    shared: &Shared,
+    rng: &mut fastrand::Rng,
+) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+    let id = match &args.control_plane_id {
+        Some(id) => id.clone(),
+        None => SpiffeId::control_plane(TRUST_DOMAIN)?,
+    };
+    let settings = certify::Settings {
+        trust_domain: id.trust_domain().to_owned(),
+        trust_bundle: args.trust_bundle.clone(),
+        token: args.token_file.clone(),
+        workload: format!("pod {}/{}", args.pod_namespace, args.pod_name),
+    };
+    let control_plane =
+        ControlPlane { authority: args.control_plane.as_str().into(), id, mark: args.mark };
+    let certify = certify::run(
+        shared.identity.clone(),
+        settings,
+        control_plane.clone(),
+        rng.fork(),
+        certify::wall_clock,
+    );
+    let hello = pb::Hello {
+        namespace: args.pod_namespace.clone(),
+        pod: args.pod_name.clone(),
+        node: args.node.clone(),
+        zone: args.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let snapshot = args.snapshot.as_ref().map(|path| {
+        Snapshot::load(path, &shared.discovery, Instant::now().into_std()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "starting without a snapshot");
+            Snapshot::empty(path)
+        })
+    });
+    let mesh = discovery::client::Mesh { control_plane, identity: shared.identity.clone() };
+    let watch = discovery::client::run(
+        shared.discovery.clone(),
+        shared.identity.clone(),
+        mesh,
+        hello,
+        snapshot,
+        rng.fork(),
+    );
+    Ok(vec![tokio::spawn(certify), tokio::spawn(watch)])
+}
+
+fn admin_router(
+    args: &Arc<Args>,
+    shared: &Shared,
+    log: Option<LogHandle>,
+    shutdown: &CancellationToken,
+) -> axum::Router {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessCollector(Arc::clone(&shared.metrics))));
+    let (discovery, identity) = (shared.discovery.clone(), shared.identity.clone());
+    let collector = MeshCollector { discovery: discovery.clone(), identity: identity.clone() };
+    registry.register_collector(Box::new(collector));
+    let ready = {
+        let shared = shared.clone();
+        Arc::new(move || missing(&shared).map_or(Ok(()), Err))
+    };
+    let view = View {
+        discovery,
+        identity,
+        args: Arc::clone(args),
+        drain: shared.drain.clone(),
+        shutdown: shutdown.clone(),
+    };
+    admin::router(Admin { ready, metrics: Arc::new(registry), log }, view)
+}
+
+/// What the proxy cannot do its work without.
+fn missing(shared: &Shared) -> Option<String> {
+    if shared.drain.is_draining() {
+        return Some("draining".to_owned());
+    }
+    if !shared.identity.ready() {
+        return Some("no certificate yet".to_owned());
+    }
+    let error = || shared.discovery.status().error.map_or_else(String::new, |e| format!(" ({e})"));
+    (!shared.discovery.configured()).then(|| format!("no configuration yet{}", error()))
+}
+
+async fn report_ready(shared: &Shared, started: Instant) {
+    shared.identity.wait_ready().await;
+    let mut poll = tokio::time::interval(std::time::Duration::from_millis(5));
+    while missing(shared).is_some() && !shared.drain.is_draining() {
+        poll.tick().await;
+    }
+    tracing::info!(after_ms = started.elapsed().as_millis(), "ready");
+}
+
+/// Resolves on SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where the handlers cannot be installed.
+pub fn signals() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,227 @@
+//! What belongs to Services and to the process itself, read at scrape time.
+//!
+//! Series per Service are bounded by the discovery cache's bound on targets.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
+    metrics::{MetricType, gauge::ConstGauge},
+};
+
+use crate::{
+    discovery::{Discovery, Resolution, ServiceId, traffic::Traffic},
+    metrics::Families,
+    tls::identity::Identity,
+};
+
+/// Upper bounds of the latency histogram.
+const BUCKETS: [Duration; 14] = [
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_millis(2500),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Shows Services, identity and discovery to a registry.
+#[derive(Debug)]
+pub struct MeshCollector {
+    /// Answers of the control plane.
+    pub discovery: Discovery,
+    /// Certificate and roots.
+    pub identity: Identity,
+}
+
+type Labels = [(&'static str, String); 3];
+
+fn labels(id: &ServiceId) -> Labels {
+    [
+        ("namespace", id.namespace.to_string()),
+        ("service", id.name.to_string()),
+        ("port", id.port.to_string()),
+    ]
+}
+
+fn with(labels: &Labels, name: &'static str, value: &str) -> [(&'static str, String); 4] {
+    let [a, b, c] = labels.clone();
+    [a, b, c, (name, value.to_owned())]
+}
+
+impl Collector for MeshCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        // One Service may be known by several targets (address, names), each with its own traffic;
+        // they are added up.
+        let services = self.services();
+        let each = |pick: fn(&Traffic) -> &AtomicU64| {
+            services.iter().map(move |(id, all)| {
+                (labels(id), all.iter().map(|s| pick(&s.traffic).load(Relaxed)).sum())
+            })
+        };
+        let mut families = Families(&mut encoder);
+        families.counters(
+            "remora_outbound_http_requests",
+            "Requests of the application, retries not counted",
+            each(|t| &t.requests),
+        )?;
+        families.counters(
+            "remora_outbound_ejections",
+            "Endpoints taken out of balancing",
+            each(|t| &t.ejections),
+        )?;
+        let responses = services.iter().flat_map(|(id, all)| {
+            CLASSES.iter().enumerate().map(move |(class, word)| {
+                let sum = all.iter().map(|s| s.traffic.responses[class].load(Relaxed)).sum();
+                (with(&labels(id), "status_class", word), sum)
+            })
+        });
+        families.counters(
+            "remora_outbound_http_responses",
+            "Responses given to the application",
+            responses,
+        )?;
+        let results: [(&str, fn(&Traffic) -> &AtomicU64); 4] = [
+            ("sent", |t| &t.retries),
+            ("succeeded", |t| &t.retries_succeeded),
+            ("limit", |t| &t.retry_limit),
+            ("budget", |t| &t.retry_budget),
+        ];
+        let retries = services.iter().flat_map(|(id, all)| {
+            results.iter().map(move |(word, pick)| {
+                let sum = all.iter().map(|s| pick(&s.traffic).load(Relaxed)).sum();
+                (with(&labels(id), "result", word), sum)
+            })
+        });
+        families.counters(
+            "remora_outbound_retries",
+            "Attempts beyond the first, and retries not made",
+            retries,
+        )?;
+        latency(&mut encoder, &services)?;
+        self.process(&mut encoder)
+    }
+}
+
+type Services = Vec<(ServiceId, Vec<std::sync::Arc<crate::discovery::Service>>)>;
+
+impl MeshCollector {
+    fn services(&self) -> Services {
+        let mut services: Services = Vec::new();
+        for (_, resolution) in self.discovery.all() {
+            let Some(Resolution::Service(service)) = resolution else { continue };
+            match services.iter_mut().find(|(id, _)| *id == service.id) {
+                Some((_, all)) => all.push(service),
+                None => services.push((service.id.clone(), vec![service])),
+            }
+        }
+        services
+    }
+
+    fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let status = self.discovery.status();
+        let connected = i64::from(status.connected);
+        gauge(
+            encoder,
+            "remora_discovery_connected",
+            "Whether the stream to the control plane is up",
+            connected,
+        )?;
+        let targets = i64::try_from(self.discovery.all().len()).unwrap_or(i64::MAX);
+        gauge(encoder, "remora_discovery_targets", "Destinations known", targets)?;
+        if let Some(material) = self.identity.current() {
+            let expiry =
+                i64::try_from(material.certificate().not_after.as_secs()).unwrap_or(i64::MAX);
+            gauge(
+                encoder,
+                "remora_identity_cert_expiry_timestamp_seconds",
+                "End of the certificate's validity",
+                expiry,
+            )?;
+        }
+        let one = |value| std::iter::once(([] as [(&'static str, &str); 0], value));
+        Families(encoder).counters(
+            "remora_identity_cert_refreshes",
+            "Certificates installed",
+            one(self.identity.refreshes()),
+        )?;
+        Families(encoder).counters(
+            "remora_discovery_refused_targets",
+            "Destinations turned away because the cache was full",
+            one(self.discovery.refused_targets()),
+        )?;
+        let build = [([("version", env!("CARGO_PKG_VERSION"))], 1u64)];
+        let mut info =
+            encoder.encode_descriptor("remora_build_info", "Version", None, MetricType::Gauge)?;
+        for (labels, value) in build {
+            ConstGauge::new(i64::try_from(value).unwrap_or(1))
+                .encode(info.encode_family(&labels)?)?;
+        }
+        if let Some((rss, fds)) = process_figures() {
+            gauge(encoder, "process_resident_memory_bytes", "Resident memory", rss)?;
+            gauge(encoder, "process_open_fds", "Open file descriptors", fds)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(metric)
+}
+
+/// A histogram in the text format: `_bucket`, `_count` and `_sum`.
+fn latency(encoder: &mut DescriptorEncoder<'_>, services: &Services) -> fmt::Result {
+    let name = "remora_outbound_http_latency_seconds";
+    let help = "From a request's arrival to the end of its response";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for (id, all) in services {
+        let mut buckets = vec![0u64; BUCKETS.len()];
+        let (mut count, mut sum) = (0, Duration::ZERO);
+        for service in all {
+            let mut at = 0;
+            let (n, total) = service.traffic.latency.cumulative(&BUCKETS, |_, below| {
+                buckets[at] += below;
+                at += 1;
+            });
+            count += n;
+            sum += total;
+        }
+        // The encoder wants each bucket's own count.
+        let mut below = 0;
+        let mut own: Vec<(f64, u64)> = Vec::with_capacity(BUCKETS.len() + 1);
+        for (bound, cumulative) in BUCKETS.iter().zip(&buckets) {
+            own.push((bound.as_secs_f64(), cumulative.saturating_sub(below)));
+            below = *cumulative;
+        }
+        own.push((f64::MAX, count.saturating_sub(below)));
+        let labels = labels(id);
+        let labels = labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let mut metric = family.encode_family(&labels)?;
+        metric.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), count, &own, None)?;
+    }
+    Ok(())
+}
+
+/// Resident bytes and open descriptors, where /proc is there to tell.
+fn process_figures() -> Option<(i64, i64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    let fds = std::fs::read_dir("/proc/self/fd").ok()?.count();
+    Some((kib * 1024, i64::try_from(fds).unwrap_or(i64::MAX)))
+}

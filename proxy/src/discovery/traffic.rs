@@ -1,0 +1,81 @@
+//! What one Service (or directly dialled pod) has seen of this proxy's traffic.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwapOption;
+use http::StatusCode;
+use remora_core::latency::Latency;
+
+use crate::balance::{
+    policy::{BudgetPolicy, Policy},
+    retry::Budget,
+};
+
+/// Counters, the retry budget and the round-robin cursor. Shared by all workers, relaxed atomics.
+#[derive(Debug)]
+pub struct Traffic {
+    /// HTTP requests, without retries.
+    pub requests: AtomicU64,
+    /// HTTP responses given to clients, by class 1xx to 5xx.
+    pub responses: [AtomicU64; 5],
+    /// Attempts beyond the first.
+    pub retries: AtomicU64,
+    /// Requests that got an answer worth giving after a policy retry.
+    pub retries_succeeded: AtomicU64,
+    /// Retries not made because enough were.
+    pub retry_limit: AtomicU64,
+    /// Retries not made because the budget was used up.
+    pub retry_budget: AtomicU64,
+    /// Breakers opened.
+    pub ejections: AtomicU64,
+    /// From the request's arrival to the end of the response.
+    pub latency: Latency,
+    /// Place of the round-robin algorithm.
+    pub cursor: AtomicUsize,
+    budget: ArcSwapOption<Budget>,
+    since: Instant,
+}
+
+impl Traffic {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            responses: Default::default(),
+            retries: AtomicU64::new(0),
+            retries_succeeded: AtomicU64::new(0),
+            retry_limit: AtomicU64::new(0),
+            retry_budget: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
+            latency: Latency::new(),
+            cursor: AtomicUsize::new(0),
+            budget: ArcSwapOption::empty(),
+            since: now,
+        }
+    }
+
+    /// Counts a response.
+    pub fn responded(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        self.responses[class].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The retry budget; made anew when its policy changes.
+    pub fn budget(&self, policy: &Policy) -> Arc<Budget> {
+        let wanted: BudgetPolicy =
+            policy.retry.as_ref().map_or_else(Default::default, |r| r.budget);
+        if let Some(budget) = self.budget.load_full().filter(|budget| budget.policy() == wanted) {
+            return budget;
+        }
+        let fresh = Arc::new(Budget::new(wanted, self.since));
+        self.budget.store(Some(Arc::clone(&fresh)));
+        fresh
+    }
+}
