@@ -165,7 +165,7 @@ impl Breaker {
         self.trips.load(Ordering::Relaxed)
     }
 
-    /// When this endpoint may be tried again, in milliseconds since the epoch: 0 while closed.
+    /// When the next probe was or will be due; `None` while closed.
     pub(super) fn ejected_until(&self) -> Option<Instant> {
         let word = self.word();
         (word.phase != Phase::Closed).then(|| self.epoch + Duration::from_millis(word.value))
@@ -405,3 +405,7 @@ impl Word {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "breaker_tests.rs"]
+mod tests;

@@ -9,7 +9,8 @@
 //!
 //! **Probes.** A request that comes upon an ejected endpoint whose penalty is over becomes its
 //! probe, if it is the first to ask; the probe is one ordinary request and goes to that endpoint
-//! whatever it costs.
+//! whatever it costs. A request that already failed once is a probe only where it would otherwise
+//! have to go back to where it failed.
 //!
 //! **Earlier attempts.** The caller says what it tried: an endpoint to avoid is chosen only where
 //! no other can be, an excluded one never. Ejected endpoints are no substitute for tried ones.
@@ -59,7 +60,7 @@ pub enum NoEndpoint {
     /// This request may not go to any endpoint that is left, and the others are ejected.
     #[error("all endpoints are ejected or excluded; the next probe is due in {retry_after:?}")]
     AllEjected {
-        /// Until the next probe is due.
+        /// Until the next probe is due; zero while one is under way.
         retry_after: Duration,
     },
     /// This request may not go to any endpoint.
@@ -104,7 +105,7 @@ struct Context<'a, E> {
     now: Instant,
 }
 
-/// An endpoint that is not excluded, as it was when the request looked.
+/// An endpoint as it was when the request looked.
 #[derive(Clone, Copy)]
 struct Candidate {
     index: usize,
@@ -164,24 +165,34 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         rng: &mut fastrand::Rng,
     ) -> Result<Picked<E>, NoEndpoint> {
         let seen = self.look(tried);
-        for candidate in seen.iter().filter(|c| c.tried == Tried::No && c.ejected_until.is_some()) {
-            if let Some(ticket) = self.stats(candidate.index).breaker().try_probe(self.now) {
-                return Ok(self.begin(candidate.index, Some(ticket)));
-            }
-        }
-        let reprieve = reprieve(&seen);
-        let eligible = |c: &Candidate, tried: Tried| {
-            c.tried == tried
-                && c.ejected_until.is_none_or(|until| Some((until, c.index)) <= reprieve)
+        let probe = || {
+            let due = seen.iter().filter(|c| c.tried == Tried::No && c.ejected_until.is_some());
+            due.map(|c| c.index).find_map(|index| {
+                let ticket = self.stats(index).breaker().try_probe(self.now)?;
+                Some(self.begin(index, Some(ticket)))
+            })
         };
-        for level in [Tried::No, Tried::Avoid] {
-            let some: Vec<usize> =
-                seen.iter().filter(|c| eligible(c, level)).map(|c| c.index).collect();
-            if !some.is_empty() {
-                return Ok(self.begin(self.choose(&some, start, rng), None));
-            }
+        let reprieve = reprieve(&seen);
+        let mut ordinary = |tried: Tried| {
+            let free = |until: Instant, index| Some((until, index)) <= reprieve;
+            let some: Vec<usize> = seen
+                .iter()
+                .filter(|c| c.tried == tried && c.ejected_until.is_none_or(|u| free(u, c.index)))
+                .map(|c| c.index)
+                .collect();
+            (!some.is_empty()).then(|| self.begin(self.choose(&some, start, rng), None))
+        };
+        let fresh = seen.iter().all(|c| c.tried == Tried::No);
+        let picked = if fresh {
+            probe().or_else(|| ordinary(Tried::No))
+        } else {
+            ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
+        };
+        if let Some(picked) = picked {
+            return Ok(picked);
         }
         let left = seen.iter().filter(|c| c.tried != Tried::Exclude);
+        // All that are left are ejected, otherwise one of them would have been picked.
         Err(match left.filter_map(|c| c.ejected_until).min() {
             Some(until) => {
                 NoEndpoint::AllEjected { retry_after: until.saturating_duration_since(self.now) }

@@ -139,6 +139,12 @@ impl EndpointStats {
     }
 }
 
+impl AsRef<Self> for EndpointStats {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl FailureKind {
     /// The latency that the failure counts as.
     fn cost(self, rtt: Duration, policy: &BalancerPolicy) -> Duration {
