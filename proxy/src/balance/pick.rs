@@ -95,7 +95,7 @@ pub fn pick<E: AsRef<EndpointStats>>(
     if first.iter().all(|index| plain(*index)) {
         return Ok(ctx.begin(ctx.cheaper(first), None));
     }
-    ctx.pick_among_all(tried, first[0], rng)
+    ctx.pick_among_all(tried, rng)
 }
 
 struct Context<'a, E> {
@@ -161,7 +161,6 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
     fn pick_among_all(
         &self,
         tried: impl Fn(&E) -> Tried,
-        start: usize,
         rng: &mut fastrand::Rng,
     ) -> Result<Picked<E>, NoEndpoint> {
         let seen = self.look(tried);
@@ -180,7 +179,7 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
                 .filter(|c| c.tried == tried && c.ejected_until.is_none_or(|u| free(u, c.index)))
                 .map(|c| c.index)
                 .collect();
-            (!some.is_empty()).then(|| self.begin(self.choose(&some, start, rng), None))
+            (!some.is_empty()).then(|| self.begin(self.choose(&some, rng), None))
         };
         let fresh = seen.iter().all(|c| c.tried == Tried::No);
         let picked = if fresh {
@@ -214,11 +213,12 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         self.endpoints.iter().enumerate().map(look).collect()
     }
 
-    /// One of `some`, which is not empty. Round robin takes the next one from `start`, where the
-    /// cursor stood.
-    fn choose(&self, some: &[usize], start: usize, rng: &mut fastrand::Rng) -> usize {
+    /// One of `some`, which is not empty. Where round robin cannot go in turn, it draws: what would
+    /// have gone to an ejected endpoint is spread over all others instead of doubling its
+    /// neighbour's load.
+    fn choose(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
         if self.policy.balancer.algorithm == Algorithm::RoundRobin {
-            return some.iter().copied().find(|index| *index >= start).unwrap_or(some[0]);
+            return some[rng.usize(..some.len())];
         }
         let [a, b] = self.sample(some.len(), rng);
         self.cheaper([some[a], some[b]])
@@ -234,3 +234,7 @@ fn reprieve(seen: &[Candidate]) -> Option<(Instant, usize)> {
     let last = kept.checked_sub(1)?;
     Some(*ejected.select_nth_unstable(last).1)
 }
+
+#[cfg(test)]
+#[path = "pick_tests.rs"]
+mod tests;
