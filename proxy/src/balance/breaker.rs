@@ -135,6 +135,12 @@ impl Breaker {
         self.word().phase == Phase::Closed
     }
 
+    /// Whether it is closed and the last result was a failure: the breaker has a doubt.
+    pub(super) fn doubts(&self) -> bool {
+        let word = self.word();
+        word.phase == Phase::Closed && word.value > 0
+    }
+
     /// Why it is not closed.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {

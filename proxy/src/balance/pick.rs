@@ -12,6 +12,11 @@
 //! whatever it costs. A request that already failed once is a probe only where it would otherwise
 //! have to go back to where it failed.
 //!
+//! **Doubt.** A failure costs so much latency that an endpoint that fails every call would be
+//! shunned for minutes before it has failed often enough to be ejected. So one look in 32
+//! at an endpoint whose last request failed ignores its cost: the breaker gets its
+//! verdict after a bounded number of requests, of which few fail.
+//!
 //! **Earlier attempts.** The caller says what it tried: an endpoint to avoid is chosen only where
 //! no other can be, an excluded one never. Ejected endpoints are no substitute for tried ones.
 //! So [`NoEndpoint::AllEjected`] means: every endpoint that could be chosen is excluded by this
@@ -30,6 +35,9 @@ use super::{
     policy::{Algorithm, Policy},
     stats::{EndpointStats, InFlight},
 };
+
+/// See the module's documentation.
+const DOUBT_ODDS: u32 = 32;
 
 /// What this request's earlier attempts say of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +101,7 @@ pub fn pick<E: AsRef<EndpointStats>>(
         tried(endpoint) == Tried::No && !ctx.ejected(endpoint)
     };
     if first.iter().all(|index| plain(*index)) {
-        return Ok(ctx.begin(ctx.cheaper(first), None));
+        return Ok(ctx.begin(ctx.cheaper(first, rng), None));
     }
     ctx.pick_among_all(tried, rng)
 }
@@ -129,16 +137,22 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         }
     }
 
-    fn cheaper(&self, [a, b]: [usize; 2]) -> usize {
-        if a == b || self.cost(a) <= self.cost(b) { a } else { b }
+    fn cheaper(&self, [a, b]: [usize; 2], rng: &mut fastrand::Rng) -> usize {
+        if a == b || self.cost(a, rng) <= self.cost(b, rng) { a } else { b }
     }
 
-    fn cost(&self, index: usize) -> f64 {
+    fn cost(&self, index: usize, rng: &mut fastrand::Rng) -> f64 {
         let stats = self.stats(index);
         match self.policy.balancer.algorithm {
+            Algorithm::PeakEwma if self.doubts(stats) && rng.u32(..DOUBT_ODDS) == 0 => 0.0,
             Algorithm::PeakEwma => stats.load(self.now, &self.policy.balancer),
             _ => f64::from(stats.in_flight()),
         }
+    }
+
+    fn doubts(&self, stats: &EndpointStats) -> bool {
+        let rule = self.policy.breaker.as_ref().map_or(0, |breaker| breaker.consecutive_failures);
+        rule > 0 && stats.breaker().doubts()
     }
 
     fn stats(&self, index: usize) -> &EndpointStats {
@@ -221,7 +235,7 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
             return some[rng.usize(..some.len())];
         }
         let [a, b] = self.sample(some.len(), rng);
-        self.cheaper([some[a], some[b]])
+        self.cheaper([some[a], some[b]], rng)
     }
 }
 

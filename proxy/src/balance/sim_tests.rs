@@ -200,9 +200,24 @@ fn a_replica_that_fails_every_call_is_ejected_and_then_costs_one_request_per_pro
 }
 
 #[test]
-fn callers_hardly_notice_a_replica_that_fails_fast_even_before_it_is_ejected() {
-    let fails: Server = Box::new(|_, _| (millis(1), ERROR));
-    let mut sim = Sim::new(5, 100.0, with_breaker(), vec![serves_in(5), serves_in(5), fails]);
+fn the_penalty_keeps_callers_from_noticing_and_does_not_keep_the_breaker_from_deciding() {
+    for rate in [20.0, 200.0] {
+        let fails: Server = Box::new(|_, _| (millis(1), ERROR));
+        let servers = vec![serves_in(5), serves_in(5), fails];
+        let mut sim = Sim::new(1, rate, with_breaker(), servers);
+        sim.run_until(secs(60));
+        let before = sim.answered.iter().position(|a| a.ejected).unwrap();
+        assert!(before < 1000, "ejected after {before} requests");
+        assert!(sim.failed() <= 7 + 2 + 6, "{}", sim.failed());
+    }
+}
+
+#[test]
+fn a_replica_that_fails_now_and_then_is_shunned_without_being_ejected() {
+    let flaky: Server = Box::new(|now, _| {
+        (millis(5), if now.subsec_nanos() % 2 == 0 { ERROR } else { Outcome::Success })
+    });
+    let mut sim = Sim::new(5, 100.0, with_breaker(), vec![serves_in(5), serves_in(5), flaky]);
     sim.run_until(secs(20));
     let share = sim.failed() as f64 / sim.answered.len() as f64;
     assert!(share < 0.005, "{share}");
@@ -229,7 +244,6 @@ fn a_replica_that_recovers_is_found_again_and_not_run_over() {
     sim.run_until(secs(60));
     let (_, high) = sim.shares(2, 5..60);
     let (low, _) = sim.shares(2, 55..60);
-    for s in 0..60 {}
     assert!(high < 0.5, "{high}");
     assert!(low > 0.2, "{low}");
 }
