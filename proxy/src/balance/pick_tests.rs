@@ -202,7 +202,46 @@ fn all_ejected_means_that_the_request_excluded_every_endpoint_that_is_not() {
     let exclude = |i| if i == 1 { Tried::No } else { Tried::Exclude };
     let error = f.pick_trying(exclude).unwrap_err();
     assert_eq!(error, NoEndpoint::AllEjected { retry_after: 600 * MS });
+    // Not even a due probe goes to an excluded endpoint.
+    f.now += Duration::from_secs(1);
     assert_eq!(f.pick_trying(|_| Tried::Exclude).unwrap_err(), NoEndpoint::AllExcluded);
+}
+
+#[test]
+fn threads_share_endpoints_with_one_probe_each_and_no_leak() {
+    const ENDPOINTS: usize = 3;
+    let f = Fixture::new(ENDPOINTS, Algorithm::Random);
+    let (endpoints, policy, cursor, start) = (&f.endpoints, &f.policy, &f.cursor, f.now);
+    let out: [AtomicUsize; ENDPOINTS] = Default::default();
+    let (out, probes) = (&out, &AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                let mut rng = fastrand::Rng::with_seed(thread);
+                for step in 0..3000 {
+                    let now = start + 20 * MS * step;
+                    let tried = |_: &EndpointStats| Tried::No;
+                    let p = pick(endpoints, policy, cursor, tried, now, &mut rng).unwrap();
+                    let probe = p.guard.is_probe();
+                    if probe {
+                        probes.fetch_add(1, Ordering::SeqCst);
+                        assert_eq!(out[p.index].fetch_add(1, Ordering::SeqCst), 0, "second probe");
+                        std::thread::yield_now();
+                        out[p.index].fetch_sub(1, Ordering::SeqCst);
+                    }
+                    let outcome = match rng.u8(..10) {
+                        0 => Outcome::Failure(FailureKind::Transport),
+                        1 => continue, // Dropped by the client.
+                        _ => Outcome::Success,
+                    };
+                    p.guard.finish(now, MS, outcome, policy, &mut rng);
+                }
+            });
+        }
+    });
+    assert!(probes.load(Ordering::SeqCst) > 0);
+    assert!(endpoints.iter().all(|e| e.in_flight() == 0));
+    assert_eq!(endpoints.iter().map(|e| e.requests()).sum::<u64>(), 4 * 3000);
 }
 
 proptest! {
