@@ -135,6 +135,12 @@ impl Breaker {
         self.word().phase == Phase::Closed
     }
 
+    /// Whether it is closed and the last result was a failure: the breaker has a doubt.
+    pub(super) fn doubts(&self) -> bool {
+        let word = self.word();
+        word.phase == Phase::Closed && word.value > 0
+    }
+
     /// Why it is not closed.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
@@ -165,7 +171,7 @@ impl Breaker {
         self.trips.load(Ordering::Relaxed)
     }
 
-    /// When this endpoint may be tried again, in milliseconds since the epoch: 0 while closed.
+    /// When the next probe was or will be due; `None` while closed.
     pub(super) fn ejected_until(&self) -> Option<Instant> {
         let word = self.word();
         (word.phase != Phase::Closed).then(|| self.epoch + Duration::from_millis(word.value))
@@ -405,3 +411,7 @@ impl Word {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "breaker_tests.rs"]
+mod tests;

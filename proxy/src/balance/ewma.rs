@@ -137,3 +137,110 @@ fn fade(elapsed: u64, policy: &BalancerPolicy) -> f64 {
 fn as_nanos(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e9
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn at(epoch: Instant, millis: u64) -> Instant {
+        epoch + Duration::from_millis(millis)
+    }
+
+    fn start() -> (PeakEwma, Instant, BalancerPolicy) {
+        let epoch = crate::balance::sim_tests::epoch();
+        (PeakEwma::new(epoch), epoch, BalancerPolicy::default())
+    }
+
+    fn millis(load: f64) -> f64 {
+        load * 1000.0
+    }
+
+    #[test]
+    fn a_new_endpoint_is_asked_first_and_then_costs_the_default() {
+        let (ewma, epoch, policy) = start();
+        assert_eq!(ewma.load(epoch, 0, &policy), 0.0);
+        ewma.sent(epoch);
+        assert_eq!(millis(ewma.load(epoch, 1, &policy)), 60.0);
+        assert_eq!(ewma.rtt(epoch, &policy), None);
+    }
+
+    #[test]
+    fn a_peak_counts_at_once_and_fades_with_the_time_constant() {
+        let (ewma, epoch, policy) = start();
+        ewma.observe(epoch, MS, &policy);
+        ewma.observe(epoch, 100 * MS, &policy);
+        assert_eq!(millis(ewma.load(epoch, 0, &policy)), 100.0);
+        // One time constant later, an answer in 10 ms weighs 1 - 1/e.
+        ewma.observe(at(epoch, 10_000), 10 * MS, &policy);
+        let expected = 100.0 * (-1f64).exp() + 10.0 * (1.0 - (-1f64).exp());
+        assert!((millis(ewma.load(at(epoch, 10_000), 0, &policy)) - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn observations_at_the_same_moment_do_not_wipe_out_a_peak() {
+        let (ewma, epoch, policy) = start();
+        ewma.observe(epoch, 100 * MS, &policy);
+        for _ in 0..1000 {
+            ewma.observe(epoch, MS, &policy);
+        }
+        assert_eq!(millis(ewma.load(epoch, 0, &policy)), 100.0);
+    }
+
+    #[test]
+    fn an_idle_endpoint_fades_towards_zero() {
+        let (ewma, epoch, policy) = start();
+        ewma.observe(epoch, 5000 * MS, &policy);
+        assert!(millis(ewma.load(at(epoch, 100_000), 0, &policy)) < 1.0);
+    }
+
+    #[test]
+    fn one_request_to_a_faded_endpoint_brings_its_old_cost_back_until_it_answers() {
+        let (ewma, epoch, policy) = start();
+        ewma.observe(epoch, 1000 * MS, &policy);
+        let later = at(epoch, 100_000);
+        ewma.sent(later);
+        assert_eq!(millis(ewma.load(later, 1, &policy)), 2000.0);
+        // Held for long it fades again, so that one stream does not keep an endpoint out.
+        assert!(millis(ewma.load(at(epoch, 200_000), 1, &policy)) < 1.0);
+        ewma.observe(later, MS, &policy);
+        assert!(millis(ewma.load(later, 0, &policy)) < 2.0);
+    }
+
+    #[test]
+    fn a_cancelled_request_raises_but_never_lowers() {
+        let (ewma, epoch, policy) = start();
+        ewma.observe_at_least(epoch, MS, &policy);
+        assert_eq!(millis(ewma.load(epoch, 0, &policy)), 30.0);
+        ewma.observe_at_least(at(epoch, 10_000), MS, &policy);
+        ewma.observe_at_least(epoch, 80 * MS, &policy);
+        assert_eq!(millis(ewma.load(epoch, 0, &policy)), 80.0);
+    }
+
+    #[test]
+    fn time_that_runs_backwards_between_threads_is_harmless() {
+        let (ewma, epoch, policy) = start();
+        ewma.observe(at(epoch, 1000), 10 * MS, &policy);
+        ewma.observe(at(epoch, 999), 5 * MS, &policy);
+        assert_eq!(millis(ewma.load(epoch, 0, &policy)), 10.0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_estimate_stays_between_the_extremes_seen(
+            steps in prop::collection::vec((0u64..20_000, 1u64..10_000), 1..50),
+        ) {
+            let (ewma, epoch, policy) = start();
+            let (mut now, mut low, mut high) = (0, f64::MAX, 0f64);
+            for (gap, rtt) in steps {
+                now += gap;
+                ewma.observe(at(epoch, now), Duration::from_millis(rtt), &policy);
+                (low, high) = (low.min(rtt as f64), high.max(rtt as f64));
+                let load = millis(ewma.load(at(epoch, now), 0, &policy));
+                prop_assert!(load >= low * 0.999_999 && load <= high * 1.000_001, "{load}");
+            }
+        }
+    }
+}

@@ -23,6 +23,9 @@ pub mod retry;
 pub mod stats;
 mod window;
 
+#[cfg(test)]
+mod sim_tests;
+
 pub use stats::EndpointStats;
 
 use std::time::Instant;

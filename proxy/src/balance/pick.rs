@@ -9,7 +9,13 @@
 //!
 //! **Probes.** A request that comes upon an ejected endpoint whose penalty is over becomes its
 //! probe, if it is the first to ask; the probe is one ordinary request and goes to that endpoint
-//! whatever it costs.
+//! whatever it costs. A request that already failed once is a probe only where it would otherwise
+//! have to go back to where it failed.
+//!
+//! **Doubt.** A failure costs so much latency that an endpoint that fails every call would be
+//! shunned for minutes before it has failed often enough to be ejected. So one look in 32
+//! at an endpoint whose last request failed ignores its cost: the breaker gets its
+//! verdict after a bounded number of requests, of which few fail.
 //!
 //! **Earlier attempts.** The caller says what it tried: an endpoint to avoid is chosen only where
 //! no other can be, an excluded one never. Ejected endpoints are no substitute for tried ones.
@@ -29,6 +35,9 @@ use super::{
     policy::{Algorithm, Policy},
     stats::{EndpointStats, InFlight},
 };
+
+/// See the module's documentation.
+const DOUBT_ODDS: u32 = 32;
 
 /// What this request's earlier attempts say of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +68,7 @@ pub enum NoEndpoint {
     /// This request may not go to any endpoint that is left, and the others are ejected.
     #[error("all endpoints are ejected or excluded; the next probe is due in {retry_after:?}")]
     AllEjected {
-        /// Until the next probe is due.
+        /// Until the next probe is due; zero while one is under way.
         retry_after: Duration,
     },
     /// This request may not go to any endpoint.
@@ -92,9 +101,9 @@ pub fn pick<E: AsRef<EndpointStats>>(
         tried(endpoint) == Tried::No && !ctx.ejected(endpoint)
     };
     if first.iter().all(|index| plain(*index)) {
-        return Ok(ctx.begin(ctx.cheaper(first), None));
+        return Ok(ctx.begin(ctx.cheaper(first, rng), None));
     }
-    ctx.pick_among_all(tried, first[0], rng)
+    ctx.pick_among_all(tried, rng)
 }
 
 struct Context<'a, E> {
@@ -104,7 +113,7 @@ struct Context<'a, E> {
     now: Instant,
 }
 
-/// An endpoint that is not excluded, as it was when the request looked.
+/// An endpoint as it was when the request looked.
 #[derive(Clone, Copy)]
 struct Candidate {
     index: usize,
@@ -128,16 +137,22 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         }
     }
 
-    fn cheaper(&self, [a, b]: [usize; 2]) -> usize {
-        if a == b || self.cost(a) <= self.cost(b) { a } else { b }
+    fn cheaper(&self, [a, b]: [usize; 2], rng: &mut fastrand::Rng) -> usize {
+        if a == b || self.cost(a, rng) <= self.cost(b, rng) { a } else { b }
     }
 
-    fn cost(&self, index: usize) -> f64 {
+    fn cost(&self, index: usize, rng: &mut fastrand::Rng) -> f64 {
         let stats = self.stats(index);
         match self.policy.balancer.algorithm {
+            Algorithm::PeakEwma if self.doubts(stats) && rng.u32(..DOUBT_ODDS) == 0 => 0.0,
             Algorithm::PeakEwma => stats.load(self.now, &self.policy.balancer),
             _ => f64::from(stats.in_flight()),
         }
+    }
+
+    fn doubts(&self, stats: &EndpointStats) -> bool {
+        let rule = self.policy.breaker.as_ref().map_or(0, |breaker| breaker.consecutive_failures);
+        rule > 0 && stats.breaker().doubts()
     }
 
     fn stats(&self, index: usize) -> &EndpointStats {
@@ -160,28 +175,37 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
     fn pick_among_all(
         &self,
         tried: impl Fn(&E) -> Tried,
-        start: usize,
         rng: &mut fastrand::Rng,
     ) -> Result<Picked<E>, NoEndpoint> {
         let seen = self.look(tried);
-        for candidate in seen.iter().filter(|c| c.tried == Tried::No && c.ejected_until.is_some()) {
-            if let Some(ticket) = self.stats(candidate.index).breaker().try_probe(self.now) {
-                return Ok(self.begin(candidate.index, Some(ticket)));
-            }
-        }
-        let reprieve = reprieve(&seen);
-        let eligible = |c: &Candidate, tried: Tried| {
-            c.tried == tried
-                && c.ejected_until.is_none_or(|until| Some((until, c.index)) <= reprieve)
+        let probe = || {
+            let due = seen.iter().filter(|c| c.tried == Tried::No && c.ejected_until.is_some());
+            due.map(|c| c.index).find_map(|index| {
+                let ticket = self.stats(index).breaker().try_probe(self.now)?;
+                Some(self.begin(index, Some(ticket)))
+            })
         };
-        for level in [Tried::No, Tried::Avoid] {
-            let some: Vec<usize> =
-                seen.iter().filter(|c| eligible(c, level)).map(|c| c.index).collect();
-            if !some.is_empty() {
-                return Ok(self.begin(self.choose(&some, start, rng), None));
-            }
+        let reprieve = reprieve(&seen);
+        let mut ordinary = |tried: Tried| {
+            let free = |until: Instant, index| Some((until, index)) <= reprieve;
+            let some: Vec<usize> = seen
+                .iter()
+                .filter(|c| c.tried == tried && c.ejected_until.is_none_or(|u| free(u, c.index)))
+                .map(|c| c.index)
+                .collect();
+            (!some.is_empty()).then(|| self.begin(self.choose(&some, rng), None))
+        };
+        let fresh = seen.iter().all(|c| c.tried == Tried::No);
+        let picked = if fresh {
+            probe().or_else(|| ordinary(Tried::No))
+        } else {
+            ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
+        };
+        if let Some(picked) = picked {
+            return Ok(picked);
         }
         let left = seen.iter().filter(|c| c.tried != Tried::Exclude);
+        // All that are left are ejected, otherwise one of them would have been picked.
         Err(match left.filter_map(|c| c.ejected_until).min() {
             Some(until) => {
                 NoEndpoint::AllEjected { retry_after: until.saturating_duration_since(self.now) }
@@ -203,14 +227,15 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         self.endpoints.iter().enumerate().map(look).collect()
     }
 
-    /// One of `some`, which is not empty. Round robin takes the next one from `start`, where the
-    /// cursor stood.
-    fn choose(&self, some: &[usize], start: usize, rng: &mut fastrand::Rng) -> usize {
+    /// One of `some`, which is not empty. Where round robin cannot go in turn, it draws: what would
+    /// have gone to an ejected endpoint is spread over all others instead of doubling its
+    /// neighbour's load.
+    fn choose(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
         if self.policy.balancer.algorithm == Algorithm::RoundRobin {
-            return some.iter().copied().find(|index| *index >= start).unwrap_or(some[0]);
+            return some[rng.usize(..some.len())];
         }
         let [a, b] = self.sample(some.len(), rng);
-        self.cheaper([some[a], some[b]])
+        self.cheaper([some[a], some[b]], rng)
     }
 }
 
@@ -223,3 +248,7 @@ fn reprieve(seen: &[Candidate]) -> Option<(Instant, usize)> {
     let last = kept.checked_sub(1)?;
     Some(*ejected.select_nth_unstable(last).1)
 }
+
+#[cfg(test)]
+#[path = "pick_tests.rs"]
+mod tests;

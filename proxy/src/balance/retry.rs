@@ -209,3 +209,7 @@ impl Budget {
         granted
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

@@ -139,6 +139,12 @@ impl EndpointStats {
     }
 }
 
+impl AsRef<Self> for EndpointStats {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl FailureKind {
     /// The latency that the failure counts as.
     fn cost(self, rtt: Duration, policy: &BalancerPolicy) -> Duration {
@@ -232,5 +238,142 @@ impl<E: AsRef<EndpointStats>> Drop for InFlight<E> {
             stats.breaker.release(ticket);
         }
         stats.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::{breaker::State, policy::BreakerPolicy, sim_tests::epoch};
+    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const ERROR: Outcome = Outcome::Failure(FailureKind::ServerError { retry_after: None });
+
+    struct Fixture {
+        endpoint: Arc<EndpointStats>,
+        policy: Policy,
+        now: Instant,
+        rng: fastrand::Rng,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let breaker = BreakerPolicy { consecutive_failures: 2, ..BreakerPolicy::default() };
+            let policy = Policy { breaker: Some(breaker), ..Policy::default() };
+            let now = epoch();
+            let endpoint = Arc::new(EndpointStats::new(now));
+            Self { endpoint, policy, now, rng: fastrand::Rng::with_seed(1) }
+        }
+
+        fn begin(&self) -> InFlight<EndpointStats> {
+            InFlight::begin(Arc::clone(&self.endpoint), self.now)
+        }
+
+        fn end(&mut self, rtt: Duration, outcome: Outcome) -> Option<Ejection> {
+            self.begin().finish(self.now, rtt, outcome, &self.policy, &mut self.rng)
+        }
+
+        fn rtt(&self) -> Option<Duration> {
+            self.endpoint.ewma().rtt(self.now, &self.policy.balancer)
+        }
+    }
+
+    #[test]
+    fn a_failure_costs_the_penalty_however_fast_it_came() {
+        let mut f = Fixture::new();
+        f.end(MS, ERROR);
+        assert_eq!(f.rtt(), Some(Duration::from_secs(5)));
+        assert_eq!((f.endpoint.requests(), f.endpoint.failures()), (1, 1));
+    }
+
+    #[test]
+    fn retry_after_raises_the_cost_up_to_a_bound() {
+        for (asked, cost) in [(1, 5), (60, 60), (86_400, 300)] {
+            let mut f = Fixture::new();
+            let retry_after = Some(Duration::from_secs(asked));
+            f.end(MS, Outcome::Failure(FailureKind::RateLimited { retry_after }));
+            assert_eq!(f.rtt(), Some(Duration::from_secs(cost)));
+        }
+    }
+
+    #[test]
+    fn rate_limiting_does_not_open_the_breaker() {
+        let mut f = Fixture::new();
+        for _ in 0..10 {
+            let kind = FailureKind::RateLimited { retry_after: None };
+            assert_eq!(f.end(MS, Outcome::Failure(kind)), None);
+        }
+        assert!(f.endpoint.breaker().is_closed());
+    }
+
+    #[test]
+    fn a_cancelled_request_is_neither_a_success_nor_a_failure() {
+        let mut f = Fixture::new();
+        f.end(MS, ERROR);
+        f.end(MS, Outcome::Cancelled);
+        drop(f.begin());
+        assert_eq!(f.endpoint.failures(), 1);
+        assert_eq!(f.rtt(), Some(Duration::from_secs(5)));
+        // Had one of them been a success, this would be the first failure in a row.
+        assert!(f.end(MS, ERROR).is_some());
+    }
+
+    #[test]
+    fn a_probe_dropped_without_a_report_hands_its_right_back() {
+        let mut f = Fixture::new();
+        f.end(MS, ERROR);
+        let penalty = f.end(MS, ERROR).unwrap().penalty;
+        f.now += penalty + MS;
+        let probe = |f: &Fixture| {
+            let ticket = f.endpoint.breaker().try_probe(f.now)?;
+            Some(InFlight::with_ticket(Arc::clone(&f.endpoint), ticket, f.now))
+        };
+        let first = probe(&f).unwrap();
+        assert!(first.is_probe() && probe(&f).is_none());
+        drop(first);
+        let second = probe(&f).unwrap();
+        second.finish(f.now, MS, Outcome::Success, &f.policy, &mut f.rng);
+        assert_eq!(f.endpoint.breaker().state(f.now), State::Closed);
+    }
+
+    #[test]
+    fn a_stream_gives_its_verdict_early_and_stays_in_flight() {
+        let mut f = Fixture::new();
+        let mut stream = f.begin();
+        stream.report(f.now, 3 * MS, Outcome::Success, &f.policy, &mut f.rng);
+        stream.report(f.now, MS, ERROR, &f.policy, &mut f.rng);
+        assert_eq!((f.endpoint.in_flight(), f.endpoint.failures()), (1, 0));
+        assert_eq!(f.rtt(), Some(3 * MS));
+        drop(stream);
+        assert_eq!(f.endpoint.in_flight(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn in_flight_is_the_number_of_guards(steps in prop::collection::vec(0u8..6, 0..200)) {
+            let mut f = Fixture::new();
+            let mut guards = Vec::new();
+            for step in steps {
+                match (step, guards.pop()) {
+                    (0 | 1, last) => {
+                        guards.extend(last);
+                        guards.push(f.begin());
+                    }
+                    (_, None) => {}
+                    (2, Some(guard)) => drop(guard),
+                    (3, Some(mut guard)) => {
+                        guard.report(f.now, MS, ERROR, &f.policy, &mut f.rng);
+                        guards.push(guard);
+                    }
+                    (_, Some(guard)) => {
+                        guard.finish(f.now, MS, Outcome::Success, &f.policy, &mut f.rng);
+                    }
+                }
+                prop_assert_eq!(f.endpoint.in_flight() as usize, guards.len());
+            }
+            drop(guards);
+            prop_assert_eq!(f.endpoint.in_flight(), 0);
+        }
     }
 }

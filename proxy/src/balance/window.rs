@@ -97,3 +97,42 @@ fn pack(tag: u64, mut counts: Counts) -> u64 {
 fn unpack(word: u64) -> Counts {
     Counts { total: word >> COUNT_BITS & COUNT_MAX, marked: word & COUNT_MAX }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_secs(10);
+    const SECOND: u64 = 1_000_000_000;
+    const BOTH: Counts = Counts { total: 1, marked: 1 };
+
+    #[test]
+    fn counts_leave_with_their_tenth_of_the_window() {
+        let window = Window::default();
+        window.add(0, LENGTH, BOTH);
+        window.add(5 * SECOND, LENGTH, BOTH);
+        assert_eq!(window.sum(10 * SECOND - 1, LENGTH), Counts { total: 2, marked: 2 });
+        assert_eq!(window.sum(10 * SECOND, LENGTH), BOTH);
+        assert_eq!(window.sum(15 * SECOND, LENGTH), Counts::default());
+        window.add(25 * SECOND, LENGTH, BOTH);
+        assert_eq!(window.sum(25 * SECOND, LENGTH), BOTH);
+    }
+
+    #[test]
+    fn what_is_taken_back_was_never_there() {
+        let window = Window::default();
+        window.add(0, LENGTH, BOTH);
+        window.take_back(0, LENGTH, Counts { total: 0, marked: 1 });
+        assert_eq!(window.sum(0, LENGTH), Counts { total: 1, marked: 0 });
+    }
+
+    #[test]
+    fn a_full_bucket_keeps_its_ratio() {
+        let window = Window::default();
+        for _ in 0..5 {
+            window.add(0, LENGTH, Counts { total: COUNT_MAX, marked: COUNT_MAX / 2 });
+        }
+        let Counts { total, marked } = window.sum(0, LENGTH);
+        assert!(total > COUNT_MAX / 4 && (marked as f64 / total as f64 - 0.5).abs() < 0.01);
+    }
+}
