@@ -17,6 +17,8 @@ mod registry;
 pub mod route;
 pub mod service;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use cache::{Discovery, DiscoveryError, Limits, Resolution, Status, Target};
