@@ -18,6 +18,8 @@ pub mod route;
 pub mod service;
 pub mod snapshot;
 pub mod traffic;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use cache::{Discovery, DiscoveryError, Limits, Resolution, Status, Target};

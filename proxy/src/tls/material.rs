@@ -181,6 +181,11 @@ impl Material {
         Ok(config)
     }
 
+    #[cfg(test)]
+    pub(super) fn cached_peers(&self) -> usize {
+        self.clients.load().len()
+    }
+
     /// The three configurations share verifier, key and sessions, so that a session made for one
     /// token resumes another.
     fn configs_for(

@@ -24,6 +24,8 @@ pub mod material;
 pub mod server;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 use std::sync::{Arc, LazyLock};
