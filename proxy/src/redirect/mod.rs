@@ -1,1 +1,37 @@
-//! To come.
+//! Transparent interception: the rules in a pod's network namespace that turn its TCP connections
+//! to the proxy, and, where no kube-proxy does it, the node's translation of Service addresses.
+//!
+//! Everything here acts on the calling thread's network namespace and blocks for the kernel's
+//! answer, which takes a few milliseconds.
+
+mod cli;
+pub mod nft;
+mod rules;
+mod service_nat;
+
+pub use cli::{Args, run};
+pub use nft::NftError as RedirectError;
+pub use rules::{Exempt, RedirectConfig};
+pub use service_nat::{ServiceNat, ServiceVip};
+
+#[cfg(test)]
+mod tests;
+
+/// Name of the pod's table.
+const TABLE: &str = "remora";
+
+/// Puts the interception rules in force, in place of former ones.
+///
+/// # Errors
+/// Where the kernel refuses; the former rules then stay.
+pub fn apply(config: &RedirectConfig) -> Result<(), RedirectError> {
+    nft::replace(&config.table())
+}
+
+/// Removes the interception rules; no error where there are none.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn remove() -> Result<(), RedirectError> {
+    nft::remove(TABLE)
+}

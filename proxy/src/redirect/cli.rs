@@ -1,0 +1,159 @@
+//! `remora redirect`, which is also what the init container runs.
+
+use std::io::{self, Write};
+
+use clap::{ArgGroup, Subcommand};
+use ipnet::IpNet;
+use remora_core::{
+    names::{PROXY_UID, ports},
+    settings::{PortSet, parse_subnets},
+};
+
+use super::{Exempt, RedirectConfig, RedirectError, apply, remove};
+
+/// Turn this network namespace's TCP connections to the proxy.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum Command {
+    /// Put the rules in force, in place of former ones.
+    Apply(Apply),
+    /// Remove the rules.
+    Remove,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(group(ArgGroup::new("exempt").args(["proxy_uid", "proxy_mark"])))]
+struct Apply {
+    /// Port of the proxy's outbound listener.
+    #[arg(long, value_name = "PORT", default_value_t = ports::OUTBOUND)]
+    outbound_port: u16,
+    /// Port of the proxy's inbound listener.
+    #[arg(long, value_name = "PORT", default_value_t = ports::INBOUND)]
+    inbound_port: u16,
+    /// Port of the proxy's admin endpoint; never intercepted.
+    #[arg(long, value_name = "PORT", default_value_t = ports::PROXY_ADMIN)]
+    admin_port: u16,
+    /// User the proxy runs as; its connections are not intercepted [default: 2102].
+    #[arg(long, value_name = "UID")]
+    proxy_uid: Option<u32>,
+    /// Mark of the proxy's connections, as in 0x2102, where its user cannot tell them apart.
+    #[arg(long, value_name = "MARK", value_parser = parse_mark)]
+    proxy_mark: Option<u32>,
+    /// Ports on which the application is reached directly, as in 22,8000-8010.
+    #[arg(long, value_name = "PORTS", default_value = "")]
+    skip_inbound_ports: PortSet,
+    /// Ports that the application dials directly.
+    #[arg(long, value_name = "PORTS", default_value = "")]
+    skip_outbound_ports: PortSet,
+    /// Networks that are not intercepted in either direction, as in 10.0.0.0/8,fd00::/8.
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = parse_subnet)]
+    skip_subnets: Vec<IpNet>,
+    /// Show the rules and change nothing.
+    #[arg(long)]
+    print: bool,
+}
+
+/// Does what the command line says, on this process's network namespace.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn run(args: &Args) -> Result<(), RedirectError> {
+    match &args.command {
+        Command::Remove => remove(),
+        Command::Apply(options) if options.print => {
+            // Nobody to tell where standard output is closed.
+            _ = write!(io::stdout(), "{}", options.config().table());
+            Ok(())
+        }
+        Command::Apply(options) => apply(&options.config()),
+    }
+}
+
+impl Apply {
+    fn config(&self) -> RedirectConfig {
+        RedirectConfig {
+            outbound_port: self.outbound_port,
+            inbound_port: self.inbound_port,
+            admin_port: self.admin_port,
+            exempt: match self.proxy_mark {
+                Some(mark) => Exempt::Mark(mark),
+                None => Exempt::Uid(self.proxy_uid.unwrap_or(PROXY_UID)),
+            },
+            skip_inbound: self.skip_inbound_ports.clone(),
+            skip_outbound: self.skip_outbound_ports.clone(),
+            skip_subnets: self.skip_subnets.clone(),
+        }
+    }
+}
+
+fn parse_mark(s: &str) -> Result<u32, String> {
+    let parsed = match s.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => s.parse(),
+    };
+    // A mark of 0 is what every unmarked socket has: it would exempt everything.
+    match parsed {
+        Ok(mark) if mark > 0 => Ok(mark),
+        _ => Err(format!("{s:?} is no mark; use a number from 1 to 0xffffffff, as in 0x2102")),
+    }
+}
+
+fn parse_subnet(s: &str) -> Result<IpNet, String> {
+    parse_subnets(s)?.pop().ok_or_else(|| "empty; use CIDR as in 10.0.0.0/8".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &str) -> Result<RedirectConfig, clap::Error> {
+        let program = Program::try_parse_from(words.split(' '))?;
+        let Command::Apply(options) = program.args.command else { panic!("not apply") };
+        Ok(options.config())
+    }
+
+    #[test]
+    fn flags_say_what_to_skip() {
+        let config = parse(
+            "redirect apply --proxy-mark 0x2102 --skip-inbound-ports 22,80-81 \
+             --skip-outbound-ports 5432 --skip-subnets 10.0.0.0/8,fd00::/8",
+        )
+        .unwrap();
+        assert_eq!(
+            config,
+            RedirectConfig {
+                exempt: Exempt::Mark(0x2102),
+                skip_inbound: "22,80-81".parse().unwrap(),
+                skip_outbound: "5432".parse().unwrap(),
+                skip_subnets: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+                ..RedirectConfig::default()
+            }
+        );
+        assert_eq!(parse("redirect apply").unwrap(), RedirectConfig::default());
+    }
+
+    #[test]
+    fn wrong_flags_are_refused() {
+        for bad in [
+            "redirect apply --proxy-mark 0",
+            "redirect apply --proxy-mark 1 --proxy-uid 2",
+            "redirect apply --skip-subnets 10.0.0.0/40",
+            "redirect apply --skip-inbound-ports 9-1",
+            "redirect apply --outbound-port 70000",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}
