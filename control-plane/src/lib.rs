@@ -1,1 +1,20 @@
-//! placeholder
+//! Remora's control plane: tells proxies what the addresses are that their applications dial, and
+//! gives workloads their certificates.
+//!
+//! - [`source`] where objects come from: manifests today, speaking the same events as a watch;
+//! - [`index`] objects in, answers out; pure;
+//! - [`discovery`] the index over gRPC;
+//! - [`identity`] the certificate authority;
+//! - [`server`] the listener with its own certificate;
+//! - [`app`] puts them together.
+
+pub mod app;
+pub mod discovery;
+pub mod identity;
+pub mod index;
+pub mod metrics;
+mod pages;
+pub mod server;
+pub mod source;
+
+pub use app::{Args, run};

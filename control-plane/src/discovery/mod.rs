@@ -1,0 +1,218 @@
+//! Serves the index to proxies.
+//!
+//! Nothing is queued per change: a stream keeps the set of its subscriptions that may have changed
+//! and, whenever its proxy can take another message, works out the difference between what it sent
+//! last and what holds now. A slow proxy thus gets the newest state in few steps, costs no more
+//! memory than its subscriptions, and holds nobody up.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use remora_core::{drain, spiffe::SpiffeId};
+use remora_proto::v1::{self as pb, TrustBundle, WatchRequest, WatchResponse, discovery_server};
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    index::{Index, Warning, answer::Caller},
+    metrics::Metrics,
+    server::Peer,
+    source::Event,
+};
+
+mod stream;
+mod wire;
+
+use stream::{Shared, Stream};
+
+/// Messages that wait in a stream beyond what HTTP/2 holds. Small, so that what waits is new.
+const OUTGOING: usize = 4;
+
+/// The index and all who watch it.
+#[derive(Debug)]
+pub struct State {
+    index: RwLock<Index>,
+    streams: Mutex<HashMap<u64, Arc<Shared>>>,
+    next_stream: AtomicU64,
+    /// Counters; also of the rest of the program.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A connected proxy, for `/proxies`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Proxy {
+    /// Namespace of its pod.
+    pub namespace: String,
+    /// Its pod.
+    pub pod: String,
+    /// What it proved to be.
+    pub identity: String,
+    /// Its version.
+    pub version: String,
+    /// Open subscriptions.
+    pub subscriptions: usize,
+    /// Answers sent and not confirmed, or due and not sent.
+    pub behind: usize,
+    /// Age of the oldest of them in seconds.
+    pub behind_seconds: f64,
+}
+
+impl State {
+    /// Serves an index.
+    #[must_use]
+    pub fn new(index: Index, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            index: RwLock::new(index),
+            streams: Mutex::new(HashMap::new()),
+            next_stream: AtomicU64::new(0),
+            metrics,
+        })
+    }
+
+    /// Applies a batch of events and wakes those whom it concerns.
+    pub fn apply(&self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Warning> {
+        let applied = self.index.write().apply(events);
+        self.metrics.events.inc_by(applied.objects as u64);
+        let streams = self.streams.lock();
+        for id in applied.touched {
+            if let Some(stream) = streams.get(&id.stream) {
+                stream.touch(id.id, now);
+            }
+        }
+        applied.warnings
+    }
+
+    /// Reads the index.
+    pub fn read<T>(&self, read: impl FnOnce(&Index) -> T) -> T {
+        read(&self.index.read())
+    }
+
+    /// The connected proxies, by namespace and pod.
+    #[must_use]
+    pub fn proxies(&self, now: Instant) -> Vec<Proxy> {
+        let mut all: Vec<Proxy> =
+            self.streams.lock().values().map(|stream| stream.describe(now)).collect();
+        all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+        all
+    }
+
+    fn open(self: &Arc<Self>, shared: Shared) -> (u64, Arc<Shared>) {
+        let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::new(shared);
+        self.streams.lock().insert(number, Arc::clone(&shared));
+        self.metrics.proxies.inc();
+        (number, shared)
+    }
+
+    fn close(&self, number: u64) {
+        if self.streams.lock().remove(&number).is_some() {
+            self.metrics.proxies.dec();
+        }
+    }
+}
+
+/// The gRPC service.
+#[derive(Debug)]
+pub struct Discovery {
+    /// What is served.
+    pub state: Arc<State>,
+    /// The roots, as they are now.
+    pub bundle: watch::Receiver<Arc<TrustBundle>>,
+    /// Ends the streams.
+    pub drain: drain::Watch,
+}
+
+#[tonic::async_trait]
+impl discovery_server::Discovery for Discovery {
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let identity = request
+            .extensions()
+            .get::<Peer>()
+            .and_then(|peer| peer.identity.clone())
+            .ok_or_else(|| {
+                Status::unauthenticated("discovery needs a client certificate; call Certify first")
+            })?;
+        let (outgoing, answers) = mpsc::channel(OUTGOING);
+        let run = serve(
+            Arc::clone(&self.state),
+            self.bundle.clone(),
+            self.drain.clone(),
+            identity,
+            request.into_inner(),
+            outgoing,
+        );
+        // The task ends with its stream: a gone client ends both of its halves.
+        tokio::spawn(self.drain.track(run));
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}
+
+async fn serve(
+    state: Arc<State>,
+    bundle: watch::Receiver<Arc<TrustBundle>>,
+    drain: drain::Watch,
+    identity: SpiffeId,
+    mut requests: Streaming<WatchRequest>,
+    outgoing: mpsc::Sender<Result<WatchResponse, Status>>,
+) {
+    let hello = tokio::select! {
+        () = drain.draining() => return,
+        () = outgoing.closed() => return,
+        hello = hello(&mut requests, &identity) => hello,
+    };
+    let result = match hello {
+        Ok(hello) => {
+            let caller = Caller {
+                namespace: hello.namespace,
+                pod: hello.pod,
+                node: hello.node,
+                zone: hello.zone,
+            };
+            let shared = Shared::new(&caller, &identity, hello.version);
+            let (number, shared) = state.open(shared);
+            tracing::info!(namespace = caller.namespace, pod = caller.pod, %identity, "proxy connected");
+            let mut stream = Stream::new(Arc::clone(&state), number, shared, caller.clone());
+            let result = stream.run(&mut requests, &outgoing, bundle, &drain).await;
+            tracing::info!(namespace = caller.namespace, pod = caller.pod, "proxy disconnected");
+            result
+        }
+        Err(status) => Err(status),
+    };
+    if let Err(status) = result {
+        // Nobody listens any more where this fails.
+        let _ = outgoing.try_send(Err(status));
+    }
+}
+
+async fn hello(
+    requests: &mut Streaming<WatchRequest>,
+    identity: &SpiffeId,
+) -> Result<pb::Hello, Status> {
+    let first = requests.message().await?.and_then(|request| request.kind);
+    let Some(pb::watch_request::Kind::Hello(hello)) = first else {
+        return Err(Status::invalid_argument("the first request must be Hello"));
+    };
+    if hello.namespace != identity.namespace() {
+        return Err(Status::permission_denied(format!(
+            "Hello says namespace {:?}, the certificate {identity}",
+            hello.namespace
+        )));
+    }
+    Ok(hello)
+}

@@ -1,0 +1,197 @@
+//! Answers as gRPC carries them.
+
+use std::{net::SocketAddr, time::Duration};
+
+use remora_core::settings;
+use remora_proto::v1::{self as pb, watch_response};
+
+use crate::index::{
+    answer::{Answer, Endpoint, Inbound, PodPort, Snapshot},
+    policy::{Algorithm, Balancer, Breaker, Retry, Timeouts},
+    protocol::Protocol,
+};
+
+/// A whole answer.
+pub(super) fn update(id: u64, version: u64, answer: &Answer) -> pb::WatchResponse {
+    let answer = match answer {
+        Answer::Service(snapshot) => pb::update::Answer::Service(service(snapshot)),
+        Answer::Pod(port) => pb::update::Answer::Pod(pod(port)),
+        Answer::NotOurs => pb::update::Answer::NotOurs(pb::NotOurs {}),
+        Answer::Refused(message) => {
+            pb::update::Answer::Refused(pb::Refused { message: message.to_string() })
+        }
+        Answer::Inbound(policy) => pb::update::Answer::Inbound(inbound(policy)),
+    };
+    response(watch_response::Kind::Update(pb::Update { id, version, answer: Some(answer) }))
+}
+
+/// The difference between two snapshots of the same port that differ in their endpoints only.
+pub(super) fn delta(id: u64, version: u64, old: &Snapshot, new: &Snapshot) -> pb::WatchResponse {
+    let (mut upsert, mut remove) = (Vec::new(), Vec::new());
+    let (mut left, mut right) = (old.endpoints.iter().peekable(), new.endpoints.iter().peekable());
+    loop {
+        // Both are sorted by address.
+        match (left.peek(), right.peek()) {
+            (None, None) => break,
+            (Some(a), Some(b)) if a.address == b.address => {
+                if !std::sync::Arc::ptr_eq(a, b) && a != b {
+                    upsert.push(endpoint(b));
+                }
+                (_, _) = (left.next(), right.next());
+            }
+            (Some(a), b) if b.is_none_or(|b| a.address < b.address) => {
+                remove.push(socket_address(a.address));
+                left.next();
+            }
+            (_, Some(b)) => {
+                upsert.push(endpoint(b));
+                right.next();
+            }
+            (Some(_), None) => break,
+        }
+    }
+    let delta = pb::EndpointsDelta { id, version, upsert, remove };
+    response(watch_response::Kind::Endpoints(delta))
+}
+
+/// The roots.
+pub(super) fn trust_bundle(bundle: &pb::TrustBundle) -> pb::WatchResponse {
+    response(watch_response::Kind::TrustBundle(bundle.clone()))
+}
+
+fn response(kind: watch_response::Kind) -> pb::WatchResponse {
+    pb::WatchResponse { kind: Some(kind) }
+}
+
+fn service(snapshot: &Snapshot) -> pb::Service {
+    let head = &snapshot.head;
+    pb::Service {
+        namespace: head.service.namespace.to_string(),
+        name: head.service.name.to_string(),
+        port: head.port.into(),
+        port_name: head.port_name.clone(),
+        protocol: protocol(head.protocol).into(),
+        balancer: Some(balancer(&head.policy.balancer)),
+        breaker: head.policy.breaker.enabled.then(|| breaker(&head.policy.breaker)),
+        retry: head.policy.retry.as_ref().map(retry),
+        timeouts: Some(timeouts(&head.policy.timeouts)),
+        routes: Vec::new(),
+        endpoints: snapshot.endpoints.iter().map(|e| endpoint(e)).collect(),
+    }
+}
+
+fn pod(port: &PodPort) -> pb::Pod {
+    pb::Pod { endpoint: Some(endpoint(&port.endpoint)), protocol: protocol(port.protocol).into() }
+}
+
+fn endpoint(endpoint: &Endpoint) -> pb::Endpoint {
+    let pod = endpoint.pod.as_ref();
+    pb::Endpoint {
+        address: Some(socket_address(endpoint.address)),
+        identity: endpoint.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
+        namespace: pod.map(|pod| pod.namespace.to_string()).unwrap_or_default(),
+        pod: pod.map(|pod| pod.name.to_string()).unwrap_or_default(),
+        owner: endpoint.owner.clone(),
+        node: endpoint.node.clone(),
+        zone: endpoint.zone.clone(),
+        for_zones: endpoint.for_zones.clone(),
+    }
+}
+
+fn socket_address(address: SocketAddr) -> pb::SocketAddress {
+    let ip = match address {
+        SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
+        SocketAddr::V6(v6) => v6.ip().octets().to_vec(),
+    };
+    pb::SocketAddress { ip, port: address.port().into() }
+}
+
+fn protocol(protocol: Protocol) -> pb::Protocol {
+    match protocol {
+        Protocol::Detect => pb::Protocol::Detect,
+        Protocol::Opaque => pb::Protocol::Opaque,
+        Protocol::Http1 => pb::Protocol::Http1,
+        Protocol::Http2 => pb::Protocol::Http2,
+        Protocol::Tls => pb::Protocol::Tls,
+    }
+}
+
+fn balancer(policy: &Balancer) -> pb::BalancerPolicy {
+    use pb::balancer_policy::Algorithm as Wire;
+    let algorithm = match policy.algorithm {
+        Algorithm::PeakEwma => Wire::PeakEwma,
+        Algorithm::LeastRequest => Wire::LeastRequest,
+        Algorithm::RoundRobin => Wire::RoundRobin,
+        Algorithm::Random => Wire::Random,
+    };
+    pb::BalancerPolicy {
+        algorithm: algorithm.into(),
+        default_rtt: policy.default_rtt.map(duration),
+        decay: policy.decay.map(duration),
+        failure_penalty: policy.failure_penalty.map(duration),
+    }
+}
+
+fn breaker(policy: &Breaker) -> pb::BreakerPolicy {
+    pb::BreakerPolicy {
+        consecutive_failures: policy.consecutive_failures,
+        min_penalty: Some(duration(policy.min_penalty)),
+        max_penalty: Some(duration(policy.max_penalty)),
+        jitter_ratio: policy.jitter_ratio,
+        success_rate_threshold: policy.success_rate_threshold,
+        success_rate_window: Some(duration(policy.success_rate_window)),
+        success_rate_min_requests: policy.success_rate_min_requests,
+    }
+}
+
+fn retry(policy: &Retry) -> pb::RetryPolicy {
+    let range = |range: &std::ops::RangeInclusive<u16>| pb::StatusRange {
+        from: (*range.start()).into(),
+        to: (*range.end()).into(),
+    };
+    pb::RetryPolicy {
+        http: policy.http.iter().map(range).collect(),
+        grpc: policy.grpc.clone(),
+        limit: policy.limit,
+        per_try_timeout: policy.per_try_timeout.map(duration),
+        methods: policy.methods.clone(),
+        budget: None,
+    }
+}
+
+fn timeouts(policy: &Timeouts) -> pb::TimeoutPolicy {
+    pb::TimeoutPolicy {
+        request: policy.request.map(duration),
+        response: policy.response.map(duration),
+        idle: policy.idle.map(duration),
+        connect: policy.connect.map(duration),
+    }
+}
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+fn inbound(policy: &Inbound) -> pb::InboundPolicy {
+    use settings::DefaultPolicy as Core;
+    let default_policy = match policy.default_policy {
+        Core::AllUnauthenticated => pb::DefaultPolicy::AllUnauthenticated,
+        Core::AllAuthenticated => pb::DefaultPolicy::AllAuthenticated,
+        Core::ClusterAuthenticated => pb::DefaultPolicy::ClusterAuthenticated,
+        Core::ClusterUnauthenticated => pb::DefaultPolicy::ClusterUnauthenticated,
+        Core::Deny => pb::DefaultPolicy::Deny,
+        Core::Audit => pb::DefaultPolicy::Audit,
+    };
+    let port = |port: &crate::index::answer::InboundPort| pb::InboundPort {
+        port: port.port.into(),
+        protocol: protocol(port.protocol).into(),
+        probe_paths: port.probe_paths.clone(),
+    };
+    pb::InboundPolicy {
+        default_policy: default_policy.into(),
+        ports: policy.ports.iter().map(port).collect(),
+    }
+}

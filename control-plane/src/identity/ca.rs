@@ -1,0 +1,235 @@
+//! The certificate authority: a root key, and leaves signed with it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    SignatureAlgorithm,
+};
+use remora_core::spiffe::SpiffeId;
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+use x509_parser::{
+    certification_request::X509CertificationRequest, oid_registry, prelude::FromDer,
+};
+
+/// Lifetime of a root made here.
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How far notBefore lies in the past, for peers whose clocks are behind.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(20);
+/// Shortest leaf that can be asked for.
+pub const MIN_LEAF_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Signs leaves.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// The issuer's certificates below the root, sent along with each leaf.
+    intermediates: Vec<CertificateDer<'static>>,
+    /// The trust anchors.
+    roots: Vec<CertificateDer<'static>>,
+    expires: SystemTime,
+    leaf_lifetime: Duration,
+}
+
+/// A signed leaf.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// Leaf first, then intermediates.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Start of its validity.
+    pub not_before: SystemTime,
+    /// End of its validity.
+    pub not_after: SystemTime,
+}
+
+/// Why nothing was signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    /// The request is not a good one.
+    #[error("certification request: {0}")]
+    Request(&'static str),
+    /// The issuer's own certificate has run out.
+    #[error(
+        "the issuer's certificate has expired; put a new one into the CA directory and restart"
+    )]
+    Expired,
+    /// The library failed.
+    #[error("signing failed: {0}")]
+    Sign(#[from] rcgen::Error),
+}
+
+/// A root made here, with its key in PEM for the disk.
+pub struct NewRoot {
+    /// The certificate.
+    pub certificate: CertificateDer<'static>,
+    /// The key pair.
+    pub key: KeyPair,
+}
+
+impl NewRoot {
+    /// A fresh P-256 root for a trust domain.
+    ///
+    /// # Errors
+    /// Where the library cannot make one.
+    pub fn generate(trust_domain: &str, now: SystemTime) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, format!("root.{trust_domain}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.not_before = at(now - CLOCK_SKEW);
+        params.not_after = at(now + ROOT_LIFETIME);
+        let certificate = params.self_signed(&key)?.der().clone();
+        Ok(Self { certificate, key })
+    }
+}
+
+impl Authority {
+    /// An authority that issues with a key whose certificate chain is `issuers` (its own first) up
+    /// to, but possibly without, one of `roots`.
+    ///
+    /// # Errors
+    /// Where the issuer's certificate cannot be read.
+    pub fn new(
+        issuers: &[CertificateDer<'static>],
+        key: KeyPair,
+        roots: Vec<CertificateDer<'static>>,
+        leaf_lifetime: Duration,
+    ) -> Result<Self, rcgen::Error> {
+        let own = issuers.first().ok_or(rcgen::Error::CouldNotParseCertificate)?;
+        let expires = issuers
+            .iter()
+            .map(expiry)
+            .min()
+            .flatten()
+            .ok_or(rcgen::Error::CouldNotParseCertificate)?;
+        Ok(Self {
+            issuer: Issuer::from_ca_cert_der(own, key)?,
+            intermediates: issuers.iter().filter(|c| !roots.contains(c)).cloned().collect(),
+            roots,
+            expires,
+            leaf_lifetime,
+        })
+    }
+
+    /// The trust anchors.
+    #[must_use]
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// When the issuer runs out; no leaf outlives it.
+    #[must_use]
+    pub fn expires(&self) -> SystemTime {
+        self.expires
+    }
+
+    /// Signs the public key of a PKCS #10 request for an identity. Names inside the request are
+    /// ignored; its signature proves that the caller has the key.
+    ///
+    /// # Errors
+    /// Where the request is not good or the issuer has expired.
+    pub fn sign_request(
+        &self,
+        request: &[u8],
+        identity: &SpiffeId,
+        now: SystemTime,
+    ) -> Result<Leaf, SignError> {
+        let (rest, request) = X509CertificationRequest::from_der(request)
+            .map_err(|_| SignError::Request("not PKCS #10 in DER"))?;
+        if !rest.is_empty() {
+            return Err(SignError::Request("followed by other bytes"));
+        }
+        let spki = &request.certification_request_info.subject_pki;
+        let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
+        if spki.algorithm.algorithm != oid_registry::OID_KEY_TYPE_EC_PUBLIC_KEY
+            || curve != Some(oid_registry::OID_EC_P256)
+        {
+            return Err(SignError::Request("its key is not P-256"));
+        }
+        request.verify_signature().map_err(|_| SignError::Request("its signature is wrong"))?;
+        self.sign(&P256Key(spki.subject_public_key.data.to_vec()), identity, now)
+    }
+
+    /// Signs a public key for an identity.
+    ///
+    /// # Errors
+    /// Where the issuer has expired or the library fails.
+    pub fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        identity: &SpiffeId,
+        now: SystemTime,
+    ) -> Result<Leaf, SignError> {
+        if now >= self.expires {
+            return Err(SignError::Expired);
+        }
+        let not_before = now - CLOCK_SKEW;
+        let not_after = (now + self.leaf_lifetime).min(self.expires);
+        let mut serial = [0; 16];
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
+        // RFC 5280 §4.1.2.2: positive, and not zero.
+        serial[0] = (serial[0] & 0x7f) | 0x40;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = at(not_before);
+        params.not_after = at(not_after);
+        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(key, &self.issuer)?.der().clone();
+        let mut chain = vec![leaf];
+        chain.extend(self.intermediates.iter().cloned());
+        Ok(Leaf { chain, not_before, not_after })
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("expires", &self.expires).finish_non_exhaustive()
+    }
+}
+
+/// The roots as gRPC carries them.
+#[must_use]
+pub fn bundle(authority: &Authority, trust_domain: &str) -> Arc<remora_proto::v1::TrustBundle> {
+    Arc::new(remora_proto::v1::TrustBundle {
+        trust_domain: trust_domain.to_owned(),
+        roots: authority.roots.iter().map(|root| root.to_vec()).collect(),
+    })
+}
+
+/// When a certificate runs out.
+pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+    Some(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+fn at(time: SystemTime) -> OffsetDateTime {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).unwrap_or(i64::MAX))
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// An uncompressed point, as the request brought it.
+struct P256Key(Vec<u8>);
+
+impl PublicKeyData for P256Key {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}

@@ -1,0 +1,391 @@
+//! The index: objects in, answers out. It knows neither where objects come from nor how answers
+//! travel, and reads no clock.
+//!
+//! A batch of events is applied as one change: answers are computed after its last event, so what
+//! is briefly missing within a batch (a slice replaced by another) is never seen missing. What a
+//! batch costs is proportional to the Services and addresses it touches and to the subscriptions
+//! that asked for those.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use remora_core::settings::InvalidAnnotation;
+
+use crate::source::{Event, Key, Kind, Object};
+
+pub mod answer;
+mod model;
+pub mod policy;
+pub mod protocol;
+mod resolve;
+mod subscriptions;
+
+use answer::{Answer, Caller, Snapshot, Target};
+pub use model::Name;
+use model::{Namespace, Pod, Service, Slice};
+pub use subscriptions::SubscriberId;
+use subscriptions::Subscriptions;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Index {
+    trust_domain: String,
+    cluster_domain: String,
+    namespaces: BTreeMap<Arc<str>, Namespace>,
+    services: BTreeMap<Name, Service>,
+    pods: BTreeMap<Name, Pod>,
+    slices: HashMap<Name, Slice>,
+    /// A Service's slices; a pod's or a bare address's slices; who has an address.
+    slices_of: Reverse<Name, Name>,
+    slices_naming: Reverse<Reference, Name>,
+    services_at: Reverse<IpAddr, Name>,
+    pods_at: Reverse<IpAddr, Name>,
+    /// Every port of every Service, computed when something it depends on changed.
+    snapshots: HashMap<Name, BTreeMap<u16, Arc<Snapshot>>>,
+    subscriptions: Subscriptions,
+}
+
+/// What a slice's endpoint refers to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Reference {
+    Pod(Name),
+    Address(IpAddr),
+}
+
+/// An annotation that could not be used, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {annotation}; what held before stays in force")]
+pub struct Warning {
+    /// The object.
+    pub object: Key,
+    /// The annotation and the mend.
+    pub annotation: InvalidAnnotation,
+}
+
+/// What a batch of events did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Subscriptions whose answer may have changed.
+    pub touched: HashSet<SubscriberId>,
+    /// What could not be used.
+    pub warnings: Vec<Warning>,
+    /// Objects applied or deleted.
+    pub objects: usize,
+}
+
+/// What a batch has touched so far.
+#[derive(Debug, Default)]
+struct Touched {
+    services: HashSet<Name>,
+    pods: HashSet<Name>,
+    addresses: HashSet<IpAddr>,
+    warnings: Vec<Warning>,
+    objects: usize,
+}
+
+impl Index {
+    /// An empty index for a trust domain and a DNS suffix (`cluster.local`).
+    #[must_use]
+    pub fn new(trust_domain: &str, cluster_domain: &str) -> Self {
+        Self {
+            trust_domain: trust_domain.to_owned(),
+            cluster_domain: cluster_domain.trim_matches('.').to_ascii_lowercase(),
+            namespaces: BTreeMap::new(),
+            services: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            slices: HashMap::new(),
+            slices_of: Reverse::default(),
+            slices_naming: Reverse::default(),
+            services_at: Reverse::default(),
+            pods_at: Reverse::default(),
+            snapshots: HashMap::new(),
+            subscriptions: Subscriptions::default(),
+        }
+    }
+
+    /// Applies a batch of events as one change.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Applied {
+        let mut touched = Touched::default();
+        for event in events {
+            match event {
+                Event::Apply(object) => self.put(&object, &mut touched),
+                Event::Delete(key) => self.remove(&key, &mut touched),
+                Event::Reset(objects) => {
+                    let kept: HashSet<Key> = objects.iter().map(Object::key).collect();
+                    for key in self.keys().into_iter().filter(|key| !kept.contains(key)) {
+                        self.remove(&key, &mut touched);
+                    }
+                    objects.iter().for_each(|object| self.put(object, &mut touched));
+                }
+            }
+        }
+        self.flush(touched)
+    }
+
+    /// Remembers a subscription; [`Applied::touched`] names it whenever its answer may have
+    /// changed.
+    pub fn subscribe(&mut self, id: SubscriberId, target: Target, caller: Arc<Caller>) {
+        let interest = self.interest(&target, &caller);
+        self.subscriptions.insert(id, target, caller, interest);
+    }
+
+    /// Forgets a subscription.
+    pub fn unsubscribe(&mut self, id: SubscriberId) {
+        self.subscriptions.remove(id);
+    }
+
+    /// The answer to a subscription now; `None` if there is none of that id.
+    #[must_use]
+    pub fn answer(&self, id: SubscriberId) -> Option<Answer> {
+        let (target, caller) = self.subscriptions.target(id)?;
+        Some(self.resolve(target, caller))
+    }
+
+    /// All Services' ports, for people to look at.
+    pub fn snapshots(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
+        self.snapshots.values().flat_map(BTreeMap::values)
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let key = |kind| {
+            move |name: &Name| Key {
+                kind,
+                namespace: name.namespace.to_string(),
+                name: name.name.to_string(),
+            }
+        };
+        let namespaces = self.namespaces.keys().map(|name| Key {
+            kind: Kind::Namespace,
+            namespace: String::new(),
+            name: name.to_string(),
+        });
+        namespaces
+            .chain(self.services.keys().map(key(Kind::Service)))
+            .chain(self.pods.keys().map(key(Kind::Pod)))
+            .chain(self.slices.keys().map(key(Kind::EndpointSlice)))
+            .collect()
+    }
+
+    fn put(&mut self, object: &Object, touched: &mut Touched) {
+        let mut bad = Vec::new();
+        match object {
+            Object::Namespace(namespace) => self.put_namespace(namespace, &mut bad, touched),
+            Object::Service(service) => self.put_service(service, &mut bad, touched),
+            Object::Pod(pod) => self.put_pod(pod, &mut bad, touched),
+            Object::EndpointSlice(slice) => self.put_slice(slice, touched),
+            // Sources turn Deployments into Pods, as the cluster does.
+            Object::Deployment(_) => return,
+        }
+        touched.objects += 1;
+        let warnings =
+            bad.into_iter().map(|annotation| Warning { object: object.key(), annotation });
+        touched.warnings.extend(warnings);
+    }
+
+    fn remove(&mut self, key: &Key, touched: &mut Touched) {
+        let name = Name::new(&key.namespace, &key.name);
+        touched.objects += 1;
+        match key.kind {
+            Kind::Namespace => {
+                self.namespaces.remove(key.name.as_str());
+                self.touch_namespace(&key.name, touched);
+            }
+            Kind::Service => self.replace_service(name, None, touched),
+            Kind::Pod => self.replace_pod(name, None, touched),
+            Kind::EndpointSlice => self.replace_slice(name, None, touched),
+            Kind::Deployment => {}
+        }
+    }
+
+    fn put_namespace(
+        &mut self,
+        object: &core::Namespace,
+        bad: &mut Vec<InvalidAnnotation>,
+        touched: &mut Touched,
+    ) {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let old = self.namespaces.get(name);
+        let new = Namespace::parse(object, old, bad);
+        if old != Some(&new) {
+            self.namespaces.insert(name.into(), new);
+            self.touch_namespace(name, touched);
+        }
+    }
+
+    fn touch_namespace(&self, namespace: &str, touched: &mut Touched) {
+        touched.services.extend(in_namespace(&self.services, namespace).map(|(n, _)| n.clone()));
+        touched.pods.extend(in_namespace(&self.pods, namespace).map(|(n, _)| n.clone()));
+    }
+
+    fn put_service(
+        &mut self,
+        object: &core::Service,
+        bad: &mut Vec<InvalidAnnotation>,
+        touched: &mut Touched,
+    ) {
+        let name = Name::of(&object.metadata);
+        let new = Service::parse(object, self.services.get(&name), bad);
+        self.replace_service(name, Some(new), touched);
+    }
+
+    fn replace_service(&mut self, name: Name, new: Option<Service>, touched: &mut Touched) {
+        let old = self.services.remove(&name);
+        for ip in old.iter().flat_map(|old| &old.cluster_ips) {
+            self.services_at.remove(ip, &name);
+        }
+        for ip in new.iter().flat_map(|new| &new.cluster_ips) {
+            self.services_at.insert(*ip, name.clone());
+        }
+        if old != new {
+            let ips = [&old, &new].into_iter().flatten().flat_map(|service| &service.cluster_ips);
+            touched.addresses.extend(ips);
+            touched.services.insert(name.clone());
+        }
+        if let Some(new) = new {
+            self.services.insert(name, new);
+        }
+    }
+
+    fn put_pod(
+        &mut self,
+        object: &core::Pod,
+        bad: &mut Vec<InvalidAnnotation>,
+        touched: &mut Touched,
+    ) {
+        let name = Name::of(&object.metadata);
+        let new = Pod::parse(object, &self.trust_domain, self.pods.get(&name), bad);
+        self.replace_pod(name, Some(new), touched);
+    }
+
+    fn replace_pod(&mut self, name: Name, new: Option<Pod>, touched: &mut Touched) {
+        let old = self.pods.remove(&name);
+        for ip in old.iter().flat_map(|old| &old.ips) {
+            self.pods_at.remove(ip, &name);
+        }
+        for ip in new.iter().flat_map(|new| &new.ips) {
+            self.pods_at.insert(*ip, name.clone());
+        }
+        if old != new {
+            let ips: Vec<IpAddr> = [&old, &new]
+                .into_iter()
+                .flatten()
+                .flat_map(|pod| pod.ips.iter().copied())
+                .collect();
+            let bare = ips.iter().map(|ip| Reference::Address(*ip));
+            for reference in bare.chain([Reference::Pod(name.clone())]) {
+                let slices = self.slices_naming.of(&reference);
+                let services = slices.filter_map(|slice| Some(&self.slices.get(slice)?.service));
+                touched.services.extend(services.cloned());
+            }
+            touched.addresses.extend(ips);
+            touched.pods.insert(name.clone());
+        }
+        if let Some(new) = new {
+            self.pods.insert(name, new);
+        }
+    }
+
+    fn put_slice(&mut self, object: &discovery::EndpointSlice, touched: &mut Touched) {
+        self.replace_slice(Name::of(&object.metadata), Slice::parse(object), touched);
+    }
+
+    fn replace_slice(&mut self, name: Name, new: Option<Slice>, touched: &mut Touched) {
+        let old = self.slices.remove(&name);
+        if let Some(old) = &old {
+            self.slices_of.remove(&old.service, &name);
+            for reference in references(old) {
+                self.slices_naming.remove(&reference, &name);
+            }
+        }
+        if let Some(new) = &new {
+            self.slices_of.insert(new.service.clone(), name.clone());
+            for reference in references(new) {
+                self.slices_naming.insert(reference, name.clone());
+            }
+        }
+        if old != new {
+            let services = [&old, &new].into_iter().flatten().map(|slice| slice.service.clone());
+            touched.services.extend(services);
+        }
+        if let Some(new) = new {
+            self.slices.insert(name, new);
+        }
+    }
+
+    /// Computes what the batch changed and finds who asked for it.
+    fn flush(&mut self, mut touched: Touched) -> Applied {
+        for name in &touched.services {
+            let old = self.snapshots.remove(name).unwrap_or_default();
+            if let Some(service) = self.services.get(name) {
+                touched.addresses.extend(&service.cluster_ips);
+                let new = self.compute(name, service, &old);
+                self.snapshots.insert(name.clone(), new);
+            }
+        }
+        for name in &touched.pods {
+            touched.addresses.extend(self.pods.get(name).iter().flat_map(|pod| &pod.ips));
+        }
+        let mut subscribers = HashSet::new();
+        for name in touched.services {
+            subscribers.extend(self.subscriptions.of_service(&name));
+        }
+        for name in touched.pods {
+            subscribers.extend(self.subscriptions.of_pod(&name));
+        }
+        for ip in touched.addresses {
+            subscribers.extend(self.subscriptions.of_address(ip));
+        }
+        Applied { touched: subscribers, warnings: touched.warnings, objects: touched.objects }
+    }
+}
+
+fn references(slice: &Slice) -> impl Iterator<Item = Reference> + '_ {
+    slice.endpoints.iter().flat_map(|endpoint| match &endpoint.pod {
+        Some(pod) => vec![Reference::Pod(pod.clone())],
+        None => endpoint.ips.iter().map(|ip| Reference::Address(*ip)).collect(),
+    })
+}
+
+fn in_namespace<'a, T>(
+    map: &'a BTreeMap<Name, T>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a Name, &'a T)> {
+    map.range(Name::new(namespace, "")..).take_while(move |(name, _)| &*name.namespace == namespace)
+}
+
+/// Many to many, looked up from one side.
+#[derive(Debug)]
+struct Reverse<K, V>(HashMap<K, BTreeSet<V>>);
+
+impl<K, V> Default for Reverse<K, V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: Ord> Reverse<K, V> {
+    fn insert(&mut self, key: K, value: V) {
+        self.0.entry(key).or_default().insert(value);
+    }
+
+    fn remove(&mut self, key: &K, value: &V) {
+        if let Some(values) = self.0.get_mut(key) {
+            values.remove(value);
+            if values.is_empty() {
+                self.0.remove(key);
+            }
+        }
+    }
+
+    fn of(&self, key: &K) -> impl Iterator<Item = &V> {
+        self.0.get(key).into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! From a target to its answer.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use remora_core::{names::DEFAULT_OPAQUE_PORTS, settings::PortSet};
+
+use super::{
+    Index,
+    answer::{Answer, Caller, Endpoint, Head, Inbound, InboundPort, PodPort, Snapshot, Target},
+    model::{Name, Pod, Service, ServiceKind, SliceEndpoint},
+    protocol::{self, Protocol},
+    subscriptions::Interest,
+};
+
+/// Most ports of a pod's opaque ranges that are spelt out for it.
+const MAX_INBOUND_PORTS: usize = 1024;
+
+impl Index {
+    /// What a target is for a caller.
+    #[must_use]
+    pub fn resolve(&self, target: &Target, caller: &Caller) -> Answer {
+        match target {
+            Target::Address(address) => self.at_address(*address, caller),
+            Target::Authority(host, port) => match self.service_name(host, caller) {
+                Some(name) => self.of_service(&name, *port, caller),
+                None => Answer::NotOurs,
+            },
+            Target::Inbound => Answer::Inbound(Arc::new(self.inbound(caller))),
+        }
+    }
+
+    /// What a target's answer depends on.
+    pub(super) fn interest(&self, target: &Target, caller: &Caller) -> Interest {
+        match target {
+            Target::Address(address) => Interest::Address(address.ip().to_canonical()),
+            Target::Authority(host, _) => {
+                self.service_name(host, caller).map_or(Interest::None, Interest::Service)
+            }
+            Target::Inbound => Interest::Pod(Name::new(&caller.namespace, &caller.pod)),
+        }
+    }
+
+    fn at_address(&self, address: SocketAddr, caller: &Caller) -> Answer {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if let Some(name) = self.services_at.of(&address.ip()).next() {
+            return self.of_service(name, address.port(), caller);
+        }
+        let Some((name, pod)) = self.pod_at(address.ip()) else { return Answer::NotOurs };
+        let explicit = self.explicit_opaque(&name.namespace, pod.opaque.as_ref());
+        Answer::Pod(Arc::new(PodPort {
+            protocol: protocol::decide(address.port(), explicit, None),
+            endpoint: pod_endpoint(address, name, pod),
+        }))
+    }
+
+    fn of_service(&self, name: &Name, port: u16, caller: &Caller) -> Answer {
+        let Some(service) = self.services.get(name) else { return Answer::NotOurs };
+        if service.kind != ServiceKind::Balanced {
+            return Answer::NotOurs;
+        }
+        let snapshot = self.snapshots.get(name).and_then(|ports| ports.get(&port));
+        match snapshot {
+            Some(snapshot) if snapshot.head.node_local && !caller.node.is_empty() => {
+                let local = |endpoint: &&Arc<Endpoint>| endpoint.node == caller.node;
+                Answer::Service(Arc::new(Snapshot {
+                    head: Arc::clone(&snapshot.head),
+                    endpoints: snapshot.endpoints.iter().filter(local).cloned().collect(),
+                }))
+            }
+            Some(snapshot) => Answer::Service(Arc::clone(snapshot)),
+            None => {
+                let (namespace, name) = (&name.namespace, &name.name);
+                let has = service.port_list();
+                let message =
+                    format!("service {namespace}/{name} has no port {port}; it has {has}");
+                Answer::Refused(message.into())
+            }
+        }
+    }
+
+    /// `name`, `name.ns`, `name.ns.svc` and `name.ns.svc.<cluster domain>`.
+    fn service_name(&self, host: &str, caller: &Caller) -> Option<Name> {
+        let suffix =
+            host.strip_suffix(&self.cluster_domain).and_then(|rest| rest.strip_suffix('.'));
+        // `orders.cluster.local` is no Service's name, nor is it one of namespace `cluster`.
+        let host = match suffix {
+            Some(rest) => rest.strip_suffix(".svc")?,
+            None => host.strip_suffix(".svc").unwrap_or(host),
+        };
+        match host.split('.').collect::<Vec<_>>()[..] {
+            [name] if suffix.is_none() && !name.is_empty() => {
+                Some(Name::new(&caller.namespace, name))
+            }
+            [name, namespace] => Some(Name::new(namespace, name)),
+            _ => None,
+        }
+    }
+
+    /// The pod that has an address. Of several (an address that is being handed on), the one that
+    /// stays, then the newest.
+    fn pod_at(&self, ip: IpAddr) -> Option<(&Name, &Pod)> {
+        self.pods_at
+            .of(&ip)
+            .filter_map(|name| Some((name, self.pods.get(name)?)))
+            .filter(|(_, pod)| pod.addressable)
+            .min_by_key(|(name, pod)| (pod.terminating, Reverse(pod.created), *name))
+    }
+
+    fn explicit_opaque<'a>(
+        &'a self,
+        namespace: &str,
+        own: Option<&'a PortSet>,
+    ) -> Option<&'a PortSet> {
+        own.or_else(|| self.namespaces.get(namespace)?.opaque.as_ref())
+    }
+
+    /// All ports of a Service. What equals its predecessor is shared with it.
+    pub(super) fn compute(
+        &self,
+        name: &Name,
+        service: &Service,
+        old: &BTreeMap<u16, Arc<Snapshot>>,
+    ) -> BTreeMap<u16, Arc<Snapshot>> {
+        let explicit = self.explicit_opaque(&name.namespace, service.opaque.as_ref());
+        let snapshot = |(port, declared): (&u16, &super::model::ServicePort)| {
+            let (endpoints, opaque_by_pod) = self.endpoints(name, &declared.name);
+            let protocol = match protocol::decide(*port, explicit, declared.app_protocol) {
+                Protocol::Detect if opaque_by_pod => Protocol::Opaque,
+                protocol => protocol,
+            };
+            let head = Head {
+                service: name.clone(),
+                port: *port,
+                port_name: declared.name.clone(),
+                protocol,
+                policy: service.policy.clone(),
+                node_local: service.node_local,
+            };
+            (*port, shared(head, endpoints, old.get(port)))
+        };
+        service.ports.iter().map(snapshot).collect()
+    }
+
+    /// What can take traffic for a port, by address: all that are ready; where none is, those that
+    /// still serve while they terminate. And whether one of their pods calls the port opaque.
+    fn endpoints(&self, service: &Name, port_name: &str) -> (Vec<Endpoint>, bool) {
+        let mut ready: BTreeMap<SocketAddr, (Endpoint, bool)> = BTreeMap::new();
+        let mut leaving: BTreeMap<SocketAddr, (Endpoint, bool)> = BTreeMap::new();
+        for slice in self.slices_of.of(service).filter_map(|slice| self.slices.get(slice)) {
+            let ports = slice.ports.iter().filter(|(name, _)| name == port_name);
+            for (_, port) in ports {
+                for entry in &slice.endpoints {
+                    let list = if entry.ready {
+                        &mut ready
+                    } else if entry.serving && entry.terminating {
+                        &mut leaving
+                    } else {
+                        continue;
+                    };
+                    if let Some((endpoint, opaque)) = self.endpoint(entry, *port) {
+                        list.entry(endpoint.address).or_insert((endpoint, opaque));
+                    }
+                }
+            }
+        }
+        let chosen = if ready.is_empty() { leaving } else { ready };
+        let opaque = chosen.values().any(|(_, opaque)| *opaque);
+        (chosen.into_values().map(|(endpoint, _)| endpoint).collect(), opaque)
+    }
+
+    /// One entry of a slice; `None` where its pod is not known (yet) or has another address by now:
+    /// without the pod its identity is not known, and dialling in plaintext would be a downgrade.
+    fn endpoint(&self, entry: &SliceEndpoint, port: u16) -> Option<(Endpoint, bool)> {
+        // EndpointSlice API: consumers use the first address; the others are the same endpoint's.
+        let ip = *entry.ips.first()?;
+        let address = SocketAddr::new(ip, port);
+        let pod = match &entry.pod {
+            Some(name) => {
+                let pod = self.pods.get(name)?;
+                if !pod.ips.is_empty() && !pod.ips.contains(&ip) {
+                    return None;
+                }
+                Some((name, pod))
+            }
+            None => self.pod_at(ip),
+        };
+        let mut endpoint = match pod {
+            Some((name, pod)) => pod_endpoint(address, name, pod),
+            None => Endpoint {
+                address,
+                identity: None,
+                pod: None,
+                owner: String::new(),
+                node: String::new(),
+                zone: String::new(),
+                for_zones: Vec::new(),
+            },
+        };
+        endpoint.for_zones.clone_from(&entry.for_zones);
+        if !entry.node.is_empty() {
+            endpoint.node.clone_from(&entry.node);
+        }
+        if !entry.zone.is_empty() {
+            endpoint.zone.clone_from(&entry.zone);
+        }
+        let explicit = pod.and_then(|(_, pod)| pod.opaque.as_ref());
+        Some((endpoint, explicit.is_some_and(|set| set.contains(port))))
+    }
+
+    fn inbound(&self, caller: &Caller) -> Inbound {
+        let pod = self.pods.get(&Name::new(&caller.namespace, &caller.pod));
+        let namespace = self.namespaces.get(caller.namespace.as_str());
+        let default_policy =
+            pod.and_then(|pod| pod.inbound).or_else(|| namespace?.inbound).unwrap_or_default();
+        let own = pod.and_then(|pod| pod.opaque.as_ref());
+        let explicit = self.explicit_opaque(&caller.namespace, own);
+        let mut ports: BTreeSet<u16> = match explicit {
+            Some(set) => set.ranges().cloned().flatten().take(MAX_INBOUND_PORTS).collect(),
+            None => DEFAULT_OPAQUE_PORTS.into(),
+        };
+        ports.extend(pod.iter().flat_map(|pod| pod.ports.keys()));
+        let probes = |port| pod.and_then(|pod| pod.ports.get(&port)).into_iter().flatten().cloned();
+        let ports = ports.into_iter().map(|port| InboundPort {
+            port,
+            protocol: protocol::decide(port, explicit, None),
+            probe_paths: probes(port).collect(),
+        });
+        Inbound { default_policy, ports: ports.collect() }
+    }
+}
+
+fn pod_endpoint(address: SocketAddr, name: &Name, pod: &Pod) -> Endpoint {
+    Endpoint {
+        address,
+        identity: pod.identity_at(address.port()).cloned(),
+        pod: Some(name.clone()),
+        owner: pod.owner.clone(),
+        node: pod.node.clone(),
+        zone: pod.zone.clone(),
+        for_zones: Vec::new(),
+    }
+}
+
+/// Builds a snapshot of the parts of its predecessor that still hold, so that comparing two is
+/// mostly comparing pointers.
+fn shared(head: Head, endpoints: Vec<Endpoint>, old: Option<&Arc<Snapshot>>) -> Arc<Snapshot> {
+    let Some(old) = old else {
+        let endpoints = endpoints.into_iter().map(Arc::new).collect();
+        return Arc::new(Snapshot { head: Arc::new(head), endpoints });
+    };
+    let endpoints: Vec<Arc<Endpoint>> = endpoints
+        .into_iter()
+        .map(|new| {
+            let at = old.endpoints.binary_search_by_key(&new.address, |endpoint| endpoint.address);
+            let known = at.ok().map(|at| &old.endpoints[at]).filter(|known| ***known == new);
+            known.map_or_else(|| Arc::new(new), Arc::clone)
+        })
+        .collect();
+    let same_head = *old.head == head;
+    let same_endpoints = endpoints.len() == old.endpoints.len()
+        && endpoints.iter().zip(&*old.endpoints).all(|(a, b)| Arc::ptr_eq(a, b));
+    if same_head && same_endpoints {
+        return Arc::clone(old);
+    }
+    Arc::new(Snapshot {
+        head: if same_head { Arc::clone(&old.head) } else { Arc::new(head) },
+        endpoints: if same_endpoints { Arc::clone(&old.endpoints) } else { endpoints.into() },
+    })
+}

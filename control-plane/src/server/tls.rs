@@ -1,0 +1,112 @@
+//! The server's own certificate, from the CA that it serves, renewed while it runs.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use remora_core::{drain, spiffe::SpiffeId};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::extensions::GeneralName;
+
+use crate::identity::ca::{Authority, SignError};
+
+/// Wait after a failed renewal.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Why there is no server certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The CA did not sign.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The library did not take it.
+    #[error("TLS set-up: {0}")]
+    Config(String),
+}
+
+/// A server configuration with a fresh certificate, and when to renew it.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn issue(
+    authority: &Authority,
+    identity: &SpiffeId,
+    now: SystemTime,
+) -> Result<(ServerConfig, Duration), TlsError> {
+    let config = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(SignError::from)?;
+    let leaf = authority.sign(&key, identity, now)?;
+    let mut roots = RootCertStore::empty();
+    for root in authority.roots() {
+        roots.add(root.clone()).map_err(|e| config(&e))?;
+    }
+    let provider: Arc<CryptoProvider> = Arc::new(aws_lc_rs::default_provider());
+    // Certify is called by those who have no certificate yet; discovery checks for one.
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| config(&e))?;
+    let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| config(&e))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(leaf.chain, der)
+        .map_err(|e| config(&e))?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would carry a client certificate past its end.
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+    let life = leaf.not_after.duration_since(now).unwrap_or_default();
+    Ok((server, life * 2 / 3))
+}
+
+/// Renews the certificate at two thirds of its life until draining begins.
+pub async fn renew(
+    authority: Arc<Authority>,
+    identity: SpiffeId,
+    slot: Arc<ArcSwap<ServerConfig>>,
+    mut wait: Duration,
+    clock: fn() -> SystemTime,
+    drain: drain::Watch,
+) {
+    loop {
+        tokio::select! {
+            () = drain.draining() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = match issue(&authority, &identity, clock()) {
+            Ok((config, wait)) => {
+                slot.store(Arc::new(config));
+                tracing::info!("server certificate renewed");
+                wait.max(Duration::from_secs(1))
+            }
+            Err(error) => {
+                tracing::error!(%error, "server certificate not renewed");
+                RETRY
+            }
+        };
+    }
+}
+
+/// The SPIFFE id of a certificate: its only URI name (SPIFFE X.509-SVID §2).
+#[must_use]
+pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<SpiffeId> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let id = uris.next()?.parse().ok()?;
+    uris.next().is_none().then_some(id)
+}

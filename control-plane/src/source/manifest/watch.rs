@@ -1,0 +1,169 @@
+//! Keeps directories watched and turns each new good state into events.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use notify::{RecursiveMode, Watcher};
+use remora_core::drain;
+use tokio::sync::mpsc;
+
+use super::{Loader, Problem};
+use crate::source::{Event, Key, Object};
+
+/// Quiet time after which a change is taken as complete: editors write, rename and set times in
+/// quick succession.
+const QUIET: Duration = Duration::from_millis(20);
+/// Longest wait for quiet, so that a steady writer cannot hold changes back.
+const LONGEST: Duration = Duration::from_millis(50);
+/// How often everything is looked at without a notification: for file systems that send none, and
+/// for directories that come into being later.
+const POLL: Duration = Duration::from_secs(2);
+
+/// What came out of looking at the directories.
+#[derive(Debug)]
+pub enum Loaded {
+    /// The first good state, as one `Reset`.
+    First(Vec<Event>),
+    /// The difference to the last good state.
+    Changed(Vec<Event>),
+    /// The last good state stays in force.
+    Bad(Vec<Problem>),
+}
+
+/// Turns states into events. Pure but for the file reads of its [`Loader`].
+#[derive(Debug)]
+pub struct Differ {
+    loader: Loader,
+    last: Option<BTreeMap<Key, Object>>,
+    /// Problems last reported, so that a file that stays bad is reported once.
+    reported: Vec<Problem>,
+    warned: HashSet<String>,
+}
+
+impl Differ {
+    /// Nothing loaded yet.
+    #[must_use]
+    pub fn new(dirs: Vec<PathBuf>) -> Self {
+        Self { loader: Loader::new(dirs), last: None, reported: Vec::new(), warned: HashSet::new() }
+    }
+
+    /// Looks at the directories; `None` where nothing changed.
+    pub fn load(&mut self) -> Option<Loaded> {
+        let objects = match self.loader.load() {
+            Ok(objects) => objects,
+            Err(problems) if problems == self.reported => return None,
+            Err(problems) => {
+                self.reported.clone_from(&problems);
+                return Some(Loaded::Bad(problems));
+            }
+        };
+        self.reported.clear();
+        for warning in &objects.warnings {
+            if self.warned.len() < 10_000 && self.warned.insert(warning.to_string()) {
+                tracing::warn!(%warning, "manifest");
+            }
+        }
+        let now = objects.resolved();
+        let Some(last) = self.last.replace(now.clone()) else {
+            return Some(Loaded::First(vec![Event::Reset(now.into_values().collect())]));
+        };
+        let events = difference(&last, now);
+        (!events.is_empty()).then_some(Loaded::Changed(events))
+    }
+}
+
+/// Deletes first, then applies: a moved address is free before it is taken.
+fn difference(last: &BTreeMap<Key, Object>, now: BTreeMap<Key, Object>) -> Vec<Event> {
+    let gone = last.keys().filter(|key| !now.contains_key(key)).cloned().map(Event::Delete);
+    let mut events: Vec<Event> = gone.collect();
+    for (key, object) in now {
+        if last.get(&key) != Some(&object) {
+            events.push(Event::Apply(object));
+        }
+    }
+    events
+}
+
+/// Watches until draining begins. `on` is called with everything that comes out, first at once.
+///
+/// # Errors
+/// Where the machine grants no file watch (`fs.inotify.max_user_instances`); polling would hide it.
+pub async fn watch(
+    dirs: Vec<PathBuf>,
+    mut on: impl FnMut(Loaded),
+    drain: drain::Watch,
+) -> Result<(), notify::Error> {
+    // One pending notification says all: the directories are looked at as a whole.
+    let (notify, mut changed) = mpsc::channel::<()>(1);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            let _ = notify.try_send(());
+        }
+    })?;
+    let mut watched = Watched::default();
+    let mut differ = Differ::new(dirs.clone());
+    loop {
+        // Watch before looking, so that no change falls between.
+        watched.refresh(&mut watcher, &dirs);
+        // Reading files blocks for milliseconds; nothing else depends on this thread's promptness
+        // more than on the new state.
+        if let Some(loaded) = differ.load() {
+            on(loaded);
+        }
+        tokio::select! {
+            () = drain.draining() => return Ok(()),
+            _ = changed.recv() => settle(&mut changed).await,
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+}
+
+/// Waits until notifications pause.
+async fn settle(changed: &mut mpsc::Receiver<()>) {
+    let quiet = async { while tokio::time::timeout(QUIET, changed.recv()).await.is_ok() {} };
+    let _ = tokio::time::timeout(LONGEST, quiet).await;
+}
+
+/// Which paths are watched. A directory's parent is watched as well, so that its own renaming and
+/// re-creation are seen.
+#[derive(Default)]
+struct Watched {
+    /// With the inode at the time, because a watch follows the inode, not the name.
+    paths: BTreeMap<PathBuf, u64>,
+}
+
+impl Watched {
+    fn refresh(&mut self, watcher: &mut impl Watcher, dirs: &[PathBuf]) {
+        for dir in dirs {
+            self.ensure(watcher, dir, RecursiveMode::Recursive);
+            if let Some(parent) = dir.parent() {
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+                if !dirs.iter().any(|dir| dir == parent) {
+                    self.ensure(watcher, parent, RecursiveMode::NonRecursive);
+                }
+            }
+        }
+    }
+
+    fn ensure(&mut self, watcher: &mut impl Watcher, path: &Path, mode: RecursiveMode) {
+        use std::os::unix::fs::MetadataExt;
+        let inode = std::fs::metadata(path).ok().map(|meta| meta.ino());
+        if self.paths.get(path).copied() == inode {
+            return;
+        }
+        if self.paths.remove(path).is_some() {
+            let _ = watcher.unwatch(path);
+        }
+        let Some(inode) = inode else { return };
+        match watcher.watch(path, mode) {
+            Ok(()) => _ = self.paths.insert(path.to_owned(), inode),
+            Err(error) => tracing::warn!(
+                path = %path.display(), %error,
+                "no file watch, changes are seen by polling; raise fs.inotify.max_user_watches"
+            ),
+        }
+    }
+}
