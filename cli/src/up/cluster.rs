@@ -215,10 +215,17 @@ impl Cluster {
         self.shared.reload().await
     }
 
-    /// Kills the control plane and starts it again after that time; `false` where none runs.
+    /// Kills the control plane and keeps it from coming back; `false` where none runs.
     #[must_use]
-    pub fn kill_control_plane(&self, pause: Duration) -> bool {
-        self.shared.plane.get().is_some_and(|plane| plane.kill_for(pause))
+    pub fn kill_control_plane(&self) -> bool {
+        self.shared.plane.get().is_some_and(Kept::hold)
+    }
+
+    /// Lets the control plane come back.
+    pub fn revive_control_plane(&self) {
+        if let Some(plane) = self.shared.plane.get() {
+            plane.release();
+        }
     }
 
     /// The control plane's process, where one runs.

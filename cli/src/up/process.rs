@@ -1,12 +1,11 @@
 //! A process that is kept running: containers, proxies and the control plane.
 
-use std::{future::Future, process::Stdio, sync::Arc, time::Duration};
+use std::{future::Future, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
-use parking_lot::Mutex;
 use tokio::{
     process::{Child, Command},
     sync::watch,
@@ -70,14 +69,14 @@ pub struct Program {
 #[derive(Debug, Clone)]
 pub struct Kept {
     state: watch::Receiver<Run>,
-    hold: Arc<Mutex<Option<Duration>>>,
+    held: watch::Sender<bool>,
     restarts: watch::Receiver<u32>,
 }
 
 /// The other half of [`Kept`].
 struct Keeper {
     state: watch::Sender<Run>,
-    hold: Arc<Mutex<Option<Duration>>>,
+    held: watch::Sender<bool>,
     restarts: watch::Sender<u32>,
 }
 
@@ -109,11 +108,17 @@ impl Kept {
         self.pid().is_some_and(|pid| kill(raw(pid), signal).is_ok())
     }
 
-    /// Kills it and starts it again after exactly that time; `false` where it is not running.
+    /// Kills it and does not start it again before [`Self::release`]; `false` where it is not
+    /// running.
     #[must_use]
-    pub fn kill_for(&self, pause: Duration) -> bool {
-        *self.hold.lock() = Some(pause);
+    pub fn hold(&self) -> bool {
+        self.held.send_replace(true);
         self.signal(Signal::SIGKILL)
+    }
+
+    /// Lets it be started again.
+    pub fn release(&self) {
+        self.held.send_replace(false);
     }
 }
 
@@ -126,9 +131,9 @@ pub fn keep(
 ) -> (Kept, impl Future<Output = ()> + Send) {
     let (state, state_rx) = watch::channel(Run::Waiting);
     let (restarts, restarts_rx) = watch::channel(0);
-    let hold = Arc::default();
-    let kept = Kept { state: state_rx, hold: Arc::clone(&hold), restarts: restarts_rx };
-    (kept, Keeper { state, hold, restarts }.run(program, console, stop))
+    let held = watch::Sender::new(false);
+    let kept = Kept { state: state_rx, held: held.clone(), restarts: restarts_rx };
+    (kept, Keeper { state, held, restarts }.run(program, console, stop))
 }
 
 /// Runs a program once to its end and returns its exit status; `None` where `stop` came first.
@@ -161,19 +166,26 @@ impl Keeper {
             if started.elapsed() >= STEADY {
                 pause = FIRST_PAUSE;
             }
-            let held = self.hold.lock().take();
-            let wait = held.unwrap_or(pause);
+            let held = *self.held.borrow();
+            let when = if held { "when it is released".into() } else { format!("in {pause:?}") };
             let log = program.log.path().file_name().unwrap_or_default().to_string_lossy();
             console.say(&format!(
-                "{} ended with status {code}; starting it again in {wait:?} (log: {log})",
+                "{} ended with status {code}; starting it again {when} (log: {log})",
                 program.label
             ));
-            if stop.run_until_cancelled(sleep(wait)).await.is_none() {
+            let mut holding = self.held.subscribe();
+            let wait = async {
+                if held {
+                    // Cannot fail: this keeper has a sender.
+                    let _ = holding.wait_for(|held| !held).await;
+                } else {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            };
+            if stop.run_until_cancelled(wait).await.is_none() {
                 self.state.send_replace(Run::Ended(code));
                 return;
-            }
-            if held.is_none() {
-                pause = (pause * 2).min(LONGEST_PAUSE);
             }
             self.restarts.send_modify(|n| *n += 1);
         }
