@@ -122,8 +122,8 @@ impl Cluster {
     /// Where the manifests cannot be used or the network cannot be made.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let manifests = manifests::load(&options.dir).map_err(Error::Manifests)?;
-        let cluster_ips = services::allocate(&manifests.services, &BTreeMap::new())
-            .map_err(Error::Manifests)?;
+        let cluster_ips =
+            services::allocate(&manifests.services, &BTreeMap::new()).map_err(Error::Manifests)?;
         net::init_node().await?;
         let zone = dns::Shared::default();
         let dns = (net::NODE, 53);
@@ -190,7 +190,8 @@ impl Cluster {
                 desired.pods.iter().map(|pod| key(&pod.object.metadata)).collect()
             };
             let pods = self.pods();
-            let ready = |pod: &PodStatus| pod.ready && !pod.terminating && wanted.contains(&pod.key);
+            let ready =
+                |pod: &PodStatus| pod.ready && !pod.terminating && wanted.contains(&pod.key);
             if pods.len() == wanted.len() && pods.iter().all(ready) {
                 return;
             }
@@ -500,7 +501,8 @@ fn backend(pod: &Pod) -> Option<Backend> {
     let live = pod.live();
     let containers = pod.object.spec.iter().flat_map(|spec| &spec.containers);
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let named = ports.filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?)));
+    let named =
+        ports.filter_map(|p| Some((p.name.clone()?, u16::try_from(p.container_port).ok()?)));
     Some(Backend {
         address: live.address?,
         hostname: pod.object.spec.as_ref().and_then(|spec| spec.hostname.clone()),

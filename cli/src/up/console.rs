@@ -104,11 +104,7 @@ impl Log {
 
 /// Copies a stream line by line into the log, and to the terminal where there is a prefix,
 /// until it ends.
-pub async fn pump(
-    stream: impl AsyncRead + Unpin,
-    log: Log,
-    terminal: Option<(Console, String)>,
-) {
+pub async fn pump(stream: impl AsyncRead + Unpin, log: Log, terminal: Option<(Console, String)>) {
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
     loop {

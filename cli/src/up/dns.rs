@@ -265,3 +265,108 @@ fn pod_name(pod: &Backend, base: &str) -> String {
 fn fqdn(name: &str) -> Option<Name> {
     Name::from_ascii(format!("{name}.")).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::Service;
+    use serde_json::json;
+
+    fn zone() -> Zone {
+        let service = |object, ip: Option<[u8; 4]>, pods: &[u8]| {
+            let object: Service = serde_json::from_value(object).unwrap();
+            let mut entry = super::super::services::Entry::new(&object, ip.map(Into::into));
+            entry.backends = pods
+                .iter()
+                .map(|last| Backend {
+                    address: Ipv4Addr::new(10, 244, 0, *last),
+                    hostname: (*last == 3).then(|| "three".into()),
+                    ready: true,
+                    terminating: false,
+                    named_ports: BTreeMap::from([("web".into(), 8080)]),
+                })
+                .collect();
+            entry
+        };
+        let meta = |name: &str| json!({"name": name, "namespace": "shop"});
+        let ports = json!([{"name": "http", "port": 80, "targetPort": "web"}]);
+        let orders = json!({"metadata": meta("orders"), "spec": {"ports": ports}});
+        let each = json!({"metadata": meta("each"), "spec": {"clusterIP": "None", "ports": ports}});
+        let away = json!({"metadata": meta("away"),
+            "spec": {"type": "ExternalName", "externalName": "orders.shop.svc.cluster.local"}});
+        Zone::of(&Table {
+            services: vec![
+                service(orders, Some([10, 96, 0, 7]), &[2, 3]),
+                service(each, None, &[2, 3]),
+                service(away, None, &[]),
+            ],
+        })
+    }
+
+    fn ask(name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+        let mut request = Message::query();
+        request.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        let answer = zone().answer(&request.to_vec().unwrap()).unwrap();
+        assert_eq!(answer.metadata.id, request.metadata.id);
+        let records = answer.answers.iter().map(|record| record.data.to_string()).collect();
+        (answer.metadata.response_code, records)
+    }
+
+    #[test]
+    fn services_and_the_pods_behind_headless_ones_have_names() {
+        let one = |text: &str| (ResponseCode::NoError, vec![text.to_owned()]);
+        assert_eq!(ask("orders.shop.svc.cluster.local.", RecordType::A), one("10.96.0.7"));
+        assert_eq!(ask("ORDERS.shop.svc.Cluster.local.", RecordType::A), one("10.96.0.7"));
+        let (_, each) = ask("each.shop.svc.cluster.local.", RecordType::A);
+        assert_eq!(each, ["10.244.0.2", "10.244.0.3"]);
+        assert_eq!(ask("three.each.shop.svc.cluster.local.", RecordType::A), one("10.244.0.3"));
+        assert_eq!(
+            ask("10-244-0-2.each.shop.svc.cluster.local.", RecordType::A),
+            one("10.244.0.2")
+        );
+        let srv = one("0 100 80 orders.shop.svc.cluster.local.");
+        assert_eq!(ask("_http._tcp.orders.shop.svc.cluster.local.", RecordType::SRV), srv);
+        let (_, srv) = ask("_http._tcp.each.shop.svc.cluster.local.", RecordType::SRV);
+        assert!(srv[1].starts_with("0 100 8080 three.each."), "{srv:?}");
+        let alias = one("orders.shop.svc.cluster.local.");
+        assert_eq!(ask("away.shop.svc.cluster.local.", RecordType::A), alias);
+        let pointer = one("orders.shop.svc.cluster.local.");
+        assert_eq!(ask("7.0.96.10.in-addr.arpa.", RecordType::PTR), pointer);
+    }
+
+    #[test]
+    fn no_such_type_is_not_no_such_name_and_foreign_names_are_refused() {
+        let none = |code| (code, Vec::new());
+        let aaaa = ask("orders.shop.svc.cluster.local.", RecordType::AAAA);
+        assert_eq!(aaaa, none(ResponseCode::NoError));
+        let above = ask("shop.svc.cluster.local.", RecordType::A);
+        assert_eq!(above, none(ResponseCode::NoError));
+        let unknown = ask("nobody.shop.svc.cluster.local.", RecordType::A);
+        assert_eq!(unknown, none(ResponseCode::NXDomain));
+        assert_eq!(ask("example.com.", RecordType::A), none(ResponseCode::Refused));
+        assert_eq!(ask("xcluster.local.", RecordType::A), none(ResponseCode::Refused));
+    }
+
+    #[test]
+    fn malformed_messages_are_answered_or_dropped() {
+        let zone = zone();
+        let mut request = Message::query();
+        request.add_query(Query::query(Name::from_ascii("a.b.").unwrap(), RecordType::A));
+        let good = request.to_vec().unwrap();
+        let mut rng = fastrand::Rng::with_seed(7);
+        for length in 0..good.len() {
+            let answer = zone.answer(&good[..length]);
+            assert_eq!(answer.is_some(), length >= 2, "{length}");
+        }
+        for _ in 0..10_000 {
+            let mut bytes = good.clone();
+            for _ in 0..rng.usize(1..6) {
+                let at = rng.usize(0..bytes.len());
+                bytes[at] = rng.u8(..);
+            }
+            if let Some(answer) = zone.answer(&bytes) {
+                assert!(for_udp(&answer).is_none_or(|b| b.len() <= usize::from(LARGEST_UDP)));
+            }
+        }
+    }
+}

@@ -61,8 +61,7 @@ pub fn anchor(args: &AnchorArgs) -> Result<ExitCode, Error> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .doing(|| "make the pod's mounts private".into())?;
-    let files =
-        fs::read_dir(&args.etc).doing(|| format!("read {}", args.etc.display()))?.flatten();
+    let files = fs::read_dir(&args.etc).doing(|| format!("read {}", args.etc.display()))?.flatten();
     for file in files {
         let target = Path::new("/etc").join(file.file_name());
         bind(&file.path(), &target);

@@ -32,7 +32,9 @@ pub enum Error {
         problem: String,
     },
     /// The same name is up already.
-    #[error("`remora up` is already running under the name {name:?}; stop it, or choose another name with --name")]
+    #[error(
+        "`remora up` is already running under the name {name:?}; stop it, or choose another name with --name"
+    )]
     Running {
         /// Its name.
         name: String,

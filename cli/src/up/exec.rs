@@ -97,15 +97,18 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let state = find(args.name)?;
     let (entry, container) = choose(&state, &args.namespace, &args.pod, args.container)?;
     let read = |name: &str| {
-        fs::read_to_string(state.path(name)).doing(|| format!("read {}", state.path(name).display()))
+        fs::read_to_string(state.path(name))
+            .doing(|| format!("read {}", state.path(name).display()))
     };
-    let stage: u32 = read("stage.pid")?.trim().parse().map_err(|_| Error::NotRunning { name: None })?;
+    let stage: u32 =
+        read("stage.pid")?.trim().parse().map_err(|_| Error::NotRunning { name: None })?;
     let open = |kind: &str| {
         File::open(format!("/proc/{stage}/ns/{kind}")).doing(|| format!("find the stage's {kind}"))
     };
     let pid = open("pid")?;
     if !geteuid().is_root() {
-        setns(open("user")?, CloneFlags::CLONE_NEWUSER).doing(|| "enter the stage's users".into())?;
+        setns(open("user")?, CloneFlags::CLONE_NEWUSER)
+            .doing(|| "enter the stage's users".into())?;
     }
     setns(pid, CloneFlags::CLONE_NEWPID).doing(|| "enter the stage's processes".into())?;
     // The terminal's signals go to the command as well; this process reports how it ended.

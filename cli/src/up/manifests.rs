@@ -230,10 +230,7 @@ mod tests {
         ));
         let manifests = load(dir.path()).unwrap();
         let names: Vec<_> = manifests.pods.iter().map(|p| key(&p.object.metadata)).collect();
-        assert_eq!(
-            names,
-            [("shop".into(), "orders-0".into()), ("shop".into(), "orders-1".into())]
-        );
+        assert_eq!(names, [("shop".into(), "orders-0".into()), ("shop".into(), "orders-1".into())]);
         assert!(manifests.namespaces.contains_key("shop"));
     }
 

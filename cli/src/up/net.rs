@@ -7,8 +7,7 @@ use std::{fs, fs::File, net::Ipv4Addr};
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::{
-    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::route::RouteScope,
+    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, packet_route::route::RouteScope,
 };
 
 use super::error::{Doing, Error};

@@ -1,10 +1,6 @@
 //! The control plane of a stage: a process of its own on the node's address.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use remora_core::names::{CLUSTER_DOMAIN, TRUST_DOMAIN, ports};
 use tokio::{process::Command, time::sleep};

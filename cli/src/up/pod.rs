@@ -405,8 +405,7 @@ async fn follow(
     };
     loop {
         let now = *state.borrow_and_update();
-        let exec =
-            |words: &[String]| inside(what.anchor, &what.workdir, &what.env, words);
+        let exec = |words: &[String]| inside(what.anchor, &what.workdir, &what.env, words);
         let changed = match (now, &what.readiness) {
             (Run::Running(_), Some(probe)) => tokio::select! {
                 changed = state.changed() => changed.is_ok(),

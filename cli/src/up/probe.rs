@@ -47,8 +47,9 @@ impl Readiness {
     /// Where it cannot be run: what is wrong.
     pub fn of(container: &Container, pod: Ipv4Addr) -> Result<Option<Self>, String> {
         let Some(probe) = &container.readiness_probe else { return Ok(None) };
-        let check = check(probe, container, pod)
-            .map_err(|problem| format!("container {}: readinessProbe: {problem}", container.name))?;
+        let check = check(probe, container, pod).map_err(|problem| {
+            format!("container {}: readinessProbe: {problem}", container.name)
+        })?;
         let seconds = |value: Option<i32>, default: u64| {
             let value = value.and_then(|v| u64::try_from(v).ok());
             Duration::from_secs(value.unwrap_or(default))

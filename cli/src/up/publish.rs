@@ -39,7 +39,11 @@ impl FromStr for Publish {
         if text.len() > usize::from(TARGET) {
             return Err(fail("it is too long"));
         }
-        Ok(Self { listen, target: parse(target).ok_or_else(|| fail("the right side is no service.namespace:port"))? })
+        Ok(Self {
+            listen,
+            target: parse(target)
+                .ok_or_else(|| fail("the right side is no service.namespace:port"))?,
+        })
     }
 }
 

@@ -90,8 +90,7 @@ pub fn pod(pod: &Pod) -> Option<Value> {
     value["metadata"]["namespace"] = json!(pod.key.0);
     value["spec"]["nodeName"] = json!(super::NODE_NAME);
     if pod.meshed {
-        value["metadata"]["annotations"][annotations::INJECTED] =
-            json!(env!("CARGO_PKG_VERSION"));
+        value["metadata"]["annotations"][annotations::INJECTED] = json!(env!("CARGO_PKG_VERSION"));
     }
     if let Some(since) = &live.terminating {
         value["metadata"]["deletionTimestamp"] = json!(since);
@@ -124,7 +123,8 @@ mod tests {
     fn only_changes_are_written_and_the_gone_removed() {
         let dir = tempfile::tempdir().unwrap();
         let mut resolved = Resolved::at(dir.path().to_owned());
-        let object = |name: &str, x: i32| json!({"kind": "Pod", "metadata": {"name": name}, "x": x});
+        let object =
+            |name: &str, x: i32| json!({"kind": "Pod", "metadata": {"name": name}, "x": x});
         resolved.update([object("a", 1), object("b", 1)].into_iter()).unwrap();
         // A file that was not written again keeps what somebody else put there.
         fs::write(dir.path().join("pod__a.json"), "mark").unwrap();
