@@ -1,0 +1,208 @@
+//! A pod's sidecar: its token, the redirect rules in its network, the proxy process.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::{OpenOptionsExt, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use remora_core::names::{self, annotations, ports};
+use tokio::{process::Command, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    anchor::command_in,
+    cluster::Shared,
+    console::Log,
+    error::{Doing, Error},
+    mesh, net,
+    net::NODE,
+    pod::Pod,
+    probe,
+    process::{Kept, Program, Restart, keep},
+};
+
+/// How often a proxy that is not ready yet is asked.
+pub const POLL: Duration = Duration::from_millis(25);
+/// How often one that is ready is asked.
+const STEADY_POLL: Duration = Duration::from_secs(1);
+/// Time for an answer.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Default of `config.remora.io/shutdown-grace-period`.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// Starts the sidecar of a pod.
+///
+/// # Errors
+/// Where the token cannot be written or the rules cannot be put in force.
+pub async fn start(
+    pod: &Arc<Pod>,
+    shared: &Arc<Shared>,
+    anchor: u32,
+    address: Ipv4Addr,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> Result<Kept, Error> {
+    shared.plane().await;
+    let (namespace, name) = &pod.key;
+    let token = Token::issue(pod, shared)?;
+    let (object, one_user) = (pod.object.clone(), shared.one_user);
+    net::inside(anchor, move || mesh::redirect(&object, one_user)).await??;
+    let log = shared.state.path("logs").join(format!("{namespace}_{name}.proxy.log"));
+    let grace = grace(pod);
+    let settings = Settings {
+        pod: Arc::clone(pod),
+        anchor,
+        address,
+        token,
+        bundle: shared.state.path("proxies").join("trust-bundle.pem"),
+        one_user: shared.one_user,
+        grace,
+    };
+    let program = Program {
+        label: format!("pod {namespace}/{name}: proxy"),
+        command: Box::new(move || settings.command()),
+        log: Log::at(&log),
+        prefix: None,
+        restart: Restart::Always,
+        // It keeps its own deadline; ours is for one that hangs.
+        grace: grace + Duration::from_secs(2),
+    };
+    let (kept, work) = keep(program, shared.console, stop.clone());
+    tasks.spawn(work);
+    Ok(kept)
+}
+
+/// Keeps the pod's knowledge of whether its proxy is ready.
+pub async fn watch(
+    pod: Arc<Pod>,
+    shared: Arc<Shared>,
+    proxy: Kept,
+    address: Ipv4Addr,
+    stop: CancellationToken,
+) {
+    let admin = SocketAddr::from((address, ports::PROXY_ADMIN));
+    let mut state = proxy.state();
+    let mut known = false;
+    loop {
+        state.mark_unchanged();
+        let asked = tokio::time::timeout(ANSWER, probe::get(admin, "/ready", &[])).await;
+        let ready = matches!(asked, Ok(Ok(200))) && proxy.pid().is_some();
+        if ready != known {
+            known = ready;
+            pod.proxy_is_ready(ready);
+            shared.publish().await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // A proxy that has died is known at once.
+            _ = state.changed() => {}
+            () = sleep(if ready { STEADY_POLL } else { POLL }) => {}
+        }
+    }
+}
+
+struct Settings {
+    pod: Arc<Pod>,
+    anchor: u32,
+    address: Ipv4Addr,
+    token: Token,
+    bundle: PathBuf,
+    one_user: bool,
+    grace: Duration,
+}
+
+impl Settings {
+    fn command(&self) -> Command {
+        let (namespace, name) = &self.pod.key;
+        let mut words: Vec<String> = vec!["/proc/self/exe".into(), "proxy".into()];
+        let mut flag = |name: &str, value: String| words.extend([name.to_owned(), value]);
+        let loopback = Ipv4Addr::LOCALHOST;
+        flag("--outbound-listen", format!("{loopback}:{0},[::1]:{0}", ports::OUTBOUND));
+        flag("--inbound-listen", format!("0.0.0.0:{}", ports::INBOUND));
+        flag("--admin-listen", format!("0.0.0.0:{}", ports::PROXY_ADMIN));
+        flag("--control-plane", format!("{NODE}:{}", ports::CONTROL_PLANE));
+        flag("--trust-bundle", self.bundle.display().to_string());
+        flag("--token-file", self.token.file.display().to_string());
+        flag("--pod-namespace", namespace.clone());
+        flag("--pod-name", name.clone());
+        flag("--pod-ips", self.address.to_string());
+        flag("--node", super::NODE_NAME.into());
+        flag("--workers", "1".into());
+        flag("--shutdown-grace-period", format!("{}s", self.grace.as_secs()));
+        if self.one_user {
+            flag("--mark", format!("{:#x}", names::PROXY_MARK));
+        }
+        let uid = (!self.one_user).then_some(names::PROXY_UID);
+        let mut command = command_in(self.anchor, Path::new("/"), uid, &words);
+        if let Some(level) = annotation(&self.pod, annotations::PROXY_LOG_LEVEL) {
+            command.env(names::env::LOG, level);
+        }
+        command
+    }
+}
+
+fn grace(pod: &Pod) -> Duration {
+    annotation(pod, annotations::SHUTDOWN_GRACE_PERIOD)
+        .and_then(|text| remora_core::settings::parse_duration(&text).ok())
+        .unwrap_or(DRAIN)
+}
+
+fn annotation(pod: &Pod, name: &str) -> Option<String> {
+    pod.object.metadata.annotations.as_ref()?.get(name).cloned()
+}
+
+/// The token is the pod's proof; the registry knows its hash.
+struct Token {
+    file: PathBuf,
+    registered: PathBuf,
+}
+
+impl Token {
+    fn issue(pod: &Pod, shared: &Shared) -> Result<Self, Error> {
+        let (namespace, name) = &pod.key;
+        let mut random = [0; 32];
+        aws_lc_rs::rand::fill(&mut random)
+            .map_err(|_| std::io::Error::other("no random numbers"))
+            .doing(|| "make a token".into())?;
+        let token = hex(&random);
+        let hash = hex(digest(&SHA256, token.as_bytes()).as_ref());
+        let account = pod.object.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+        let record = serde_json::json!({
+            "namespace": namespace,
+            "serviceAccount": account.unwrap_or_else(|| "default".into()),
+            "pod": name,
+        });
+        let registered = shared.state.path("tokens").join(format!("{hash}.json"));
+        let file = shared.state.path("proxies").join(format!("{namespace}_{name}.token"));
+        for (path, text) in [(&registered, record.to_string()), (&file, token)] {
+            write_secret(path, text.as_bytes()).doing(|| format!("write {}", path.display()))?;
+        }
+        if !shared.one_user {
+            let owner = Some(names::PROXY_UID);
+            chown(&file, owner, owner).doing(|| format!("hand over {}", file.display()))?;
+        }
+        Ok(Self { file, registered })
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        // The pod is gone: its proof is worth nothing any more.
+        let _ = fs::remove_file(&self.registered);
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn write_secret(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+    std::io::Write::write_all(&mut file, text)
+}
