@@ -127,7 +127,7 @@ mod tests {
         let sent = std::cell::Cell::new(0u32);
         let load = constant_rate(schedule, Class::Http, samples, || {
             sent.set(sent.get() + 1);
-            let slow = sent.get() % 10 == 0;
+            let slow = sent.get().is_multiple_of(10);
             async move {
                 tokio::time::sleep(Duration::from_millis(if slow { 1000 } else { 1 })).await;
                 Outcome::Answered(None)

@@ -25,8 +25,11 @@ use super::super::manifests::NAMESPACE;
 
 /// Added to a Service's port: an ordinary user cannot listen below 1024.
 const ABOVE: u16 = 10_000;
-/// Which Services each program calls: name, port, and the variable that tells the program where.
-const CALLS: [(&str, &[(&str, u16, &str)]); 3] = [
+/// A Service that a program calls: name, port, and the variable that tells the program where.
+type Call = (&'static str, u16, &'static str);
+
+/// Which Services each program calls.
+const CALLS: [(&str, &[Call]); 3] = [
     ("web", &[("orders", 80, "SHOP_ORDERS")]),
     ("orders", &[("inventory", 9090, "SHOP_INVENTORY")]),
     (
@@ -97,7 +100,7 @@ impl Slot {
         u16::try_from(self.container()["ports"][0]["containerPort"].as_u64()?).ok()
     }
 
-    fn calls(&self) -> &'static [(&'static str, u16, &'static str)] {
+    fn calls(&self) -> &'static [Call] {
         CALLS.iter().find(|(owner, _)| *owner == self.owner()).map_or(&[], |(_, calls)| calls)
     }
 
