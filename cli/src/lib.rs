@@ -1,7 +1,9 @@
 //! The command line of Remora, and its programs in one binary.
 //!
 //! - [`programs`] the table of subcommands, the only place that knows all programs;
-//! - [`up`] a directory of Kubernetes manifests brought to life on this machine.
+//! - [`up`] a directory of Kubernetes manifests brought to life on this machine;
+//! - [`demo`] the story that shows what the mesh does, told on `up`.
 
+pub mod demo;
 pub mod programs;
 pub mod up;
