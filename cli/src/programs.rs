@@ -4,8 +4,12 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use remora_core::{
+    names::env,
+    telemetry::{self, LogError, LogFormat, LogHandle},
+};
 
-use crate::up;
+use crate::{demo, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -21,6 +25,19 @@ enum Program {
     Up(up::Args),
     /// Run a command inside a pod of a running `remora up`.
     Exec(up::exec::Args),
+    /// Tell the story of a small shop in a mesh of its own.
+    Demo(demo::Args),
+
+    /// The sidecar.
+    Proxy(Logged<remora_proxy::config::Args>),
+    /// Discovery and identity.
+    ControlPlane(Logged<remora_control_plane::Args>),
+    /// Put the interception rules of a pod in force, or remove them.
+    Redirect(remora_proxy::redirect::Args),
+
+    /// The shop's programs.
+    #[command(hide = true)]
+    Shop(demo::shop::Args),
 
     /// Enter the namespaces of a stage.
     #[command(hide = true)]
@@ -42,12 +59,38 @@ enum Program {
     StageExec(up::exec::StageExecArgs),
 }
 
+/// A program that logs.
+#[derive(Debug, clap::Args)]
+struct Logged<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    /// Log filter, for example info or warn,remora_proxy=debug
+    #[arg(long = "log", env = env::LOG, default_value = "info")]
+    filter: String,
+    /// text or json
+    #[arg(long = "log-format", env = env::LOG_FORMAT, default_value = "text")]
+    format: LogFormat,
+}
+
+impl<A: clap::Args> Logged<A> {
+    fn log(&self) -> Result<LogHandle, LogError> {
+        telemetry::init(&self.filter, self.format)
+    }
+}
+
 /// Runs the program that the command line names.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     match cli.program {
         Program::Up(args) => report(up::run(args)),
         Program::Exec(args) => report(up::exec::run(args)),
+        Program::Demo(args) => demo::run(&args),
+        Program::Proxy(program) => report(proxy(program)),
+        Program::ControlPlane(program) => report(control_plane(program)),
+        Program::Redirect(args) => {
+            report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))
+        }
+        Program::Shop(args) => report(demo::shop::run(args).map(|()| ExitCode::SUCCESS)),
         Program::StageEnter(args) => report(up::stage::enter(args)),
         Program::StageInit(args) => report(up::stage::init(args)),
         Program::UpStage(args) => report(up::run_stage(args)),
@@ -57,9 +100,26 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
+fn proxy(program: Logged<remora_proxy::config::Args>) -> anyhow::Result<ExitCode> {
+    let log = program.log()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stop = remora_proxy::app::signals()?;
+        remora_proxy::app::run(program.args, Some(log), stop).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn control_plane(program: Logged<remora_control_plane::Args>) -> anyhow::Result<ExitCode> {
+    let log = program.log()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(remora_control_plane::until_signal(program.args, log))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn report<E: std::fmt::Display>(result: Result<ExitCode, E>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("remora: {error}");
+        eprintln!("remora: {error:#}");
         ExitCode::FAILURE
     })
 }

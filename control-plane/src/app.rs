@@ -15,11 +15,17 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use remora_core::{
     admin::{self, Admin},
-    drain, names, settings,
+    drain::{self, Drain, Drained},
+    names, settings,
     spiffe::SpiffeId,
     telemetry::LogHandle,
 };
-use tokio::{net::TcpListener, sync::watch, time::Instant};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::Instant,
+};
 
 use crate::{
     discovery::{Discovery, State},
@@ -69,6 +75,32 @@ fn leaf_lifetime(text: &str) -> Result<Duration, String> {
         return Err(format!("{text:?} is too short; use at least 10s"));
     }
     Ok(lifetime)
+}
+
+/// Time that open streams have for ending by themselves.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`run`].
+pub async fn until_signal(args: Args, log: LogHandle) -> anyhow::Result<()> {
+    let (drain, watch) = Drain::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut running = std::pin::pin!(run(args, Some(log), watch));
+    tokio::select! {
+        result = &mut running => return result,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining");
+    let (drained, result) =
+        tokio::join!(drain.drain(GRACE), tokio::time::timeout(GRACE, &mut running));
+    if let Drained::Aborted(left) = drained {
+        tracing::warn!(left, "drain deadline passed");
+    }
+    result.unwrap_or(Ok(()))
 }
 
 /// Runs until draining begins.

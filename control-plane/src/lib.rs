@@ -17,4 +17,4 @@ mod pages;
 pub mod server;
 pub mod source;
 
-pub use app::{Args, run};
+pub use app::{Args, run, until_signal};

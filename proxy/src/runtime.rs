@@ -59,7 +59,10 @@ pub fn listen(
     let ipv6 = listener::has_ipv6();
     let twins = |addrs: &[SocketAddr]| -> Vec<SocketAddr> {
         let twins = addrs.iter().filter_map(|a| listener::ipv6_twin(*a).filter(|_| ipv6));
-        addrs.iter().copied().chain(twins).collect()
+        let mut all: Vec<SocketAddr> = addrs.iter().copied().chain(twins).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     };
     let mut open = |addr: SocketAddr| -> Result<Vec<std::net::TcpListener>, BindError> {
         let sockets = listener::bind(addr, workers)?;

@@ -83,6 +83,9 @@ pub enum Error {
         /// Those that exist.
         known: Vec<String>,
     },
+    /// Interception or Service addresses could not be set up.
+    #[error("interception: {0}")]
+    Mesh(String),
     /// `--publish` that cannot be read.
     #[error("--publish {text:?}: {problem}; use for example 127.0.0.1:8080=web.shop:80")]
     Publish {

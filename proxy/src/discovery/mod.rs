@@ -17,9 +17,9 @@ mod registry;
 pub mod route;
 pub mod service;
 pub mod snapshot;
-pub mod traffic;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 mod wire;
 
 pub use cache::{Discovery, DiscoveryError, Limits, Resolution, Status, Target};
