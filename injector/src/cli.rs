@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_refused_object_is_reported_and_changes_the_status() {
-        let pod = "kind: Pod\nmetadata: {name: web, annotations: {remora.io/inject: maybe}}\nspec: {containers: []}\n";
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, annotations: {remora.io/inject: maybe}}\nspec: {containers: []}\n";
         let (status, out, err) = run_on(pod);
         assert_eq!((status.unwrap(), out.as_str()), (1, pod));
         assert!(err.starts_with("Pod web: refused: annotation remora.io/inject:"), "{err}");

@@ -51,7 +51,7 @@ pub enum StreamError {
     /// It is no YAML.
     #[error("line {line}: not valid YAML: {problem}")]
     Yaml {
-        /// First line of the document, counted from 1.
+        /// Line, counted from 1.
         line: usize,
         /// The parser's words.
         problem: String,
@@ -96,9 +96,8 @@ pub fn inject_stream(
     let mut documents = Vec::new();
     let mut line = 1;
     for chunk in split(text) {
-        let value = serde_saphyr::from_str::<Option<Value>>(chunk)
-            .map_err(|e| StreamError::Yaml { line, problem: one_line(&e.to_string()) })?;
-        documents.push((line, chunk, value.unwrap_or(Value::Null)));
+        let value = parse(chunk, line)?;
+        documents.push((line, chunk, value));
         line += chunk.matches('\n').count();
     }
     let mut namespaces = BTreeMap::new();
@@ -119,6 +118,19 @@ pub fn inject_stream(
         }
     }
     Ok(InjectedStream { text: out, report: work.report })
+}
+
+/// Reads a document as kubectl does: with the octal numbers of YAML 1.1, as in `0644`.
+fn parse(document: &str, first_line: usize) -> Result<Value, StreamError> {
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    let value = serde_saphyr::from_str_with_options::<Option<Value>>(document, options);
+    value.map(Option::unwrap_or_default).map_err(|error| {
+        let error = error.without_snippet();
+        let within = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
+        let line = first_line + within.saturating_sub(1);
+        let problem = error.to_string();
+        StreamError::Yaml { line, problem: problem.lines().next().unwrap_or_default().to_owned() }
+    })
 }
 
 struct Work<'a> {
@@ -142,7 +154,8 @@ impl Work<'_> {
             }
             return Ok(changed);
         }
-        let Some((field, path)) = template_path(&kind) else { return Ok(false) };
+        let version = text_at(object, &["apiVersion"]).unwrap_or_default();
+        let Some((field, path)) = template_path(version, &kind) else { return Ok(false) };
         let name =
             ["name", "generateName"].iter().find_map(|key| text_at(object, &["metadata", key]));
         let name = name.unwrap_or_default().to_owned();
@@ -190,16 +203,14 @@ fn parse_pod(template: &Value) -> Result<Pod, String> {
     serde_json::from_value(Value::Object(pod)).map_err(|e| e.to_string())
 }
 
-fn template_path(kind: &str) -> Option<(&'static str, &'static [&'static str])> {
-    match kind {
-        "Pod" => Some(("the object", &[])),
-        "Deployment"
-        | "StatefulSet"
-        | "DaemonSet"
-        | "ReplicaSet"
-        | "ReplicationController"
-        | "Job" => Some(("spec.template", &["spec", "template"])),
-        "CronJob" => {
+/// Where a Kubernetes object keeps its pod; others' kinds may have the same names.
+fn template_path(version: &str, kind: &str) -> Option<(&'static str, &'static [&'static str])> {
+    match (version.split('/').next().unwrap_or_default(), kind) {
+        ("v1", "Pod") => Some(("the object", &[])),
+        ("apps", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
+        | ("v1", "ReplicationController")
+        | ("batch", "Job") => Some(("spec.template", &["spec", "template"])),
+        ("batch", "CronJob") => {
             Some(("spec.jobTemplate.spec.template", &["spec", "jobTemplate", "spec", "template"]))
         }
         _ => None,
@@ -267,10 +278,6 @@ fn preamble(chunk: &str) -> &str {
     &chunk[..end]
 }
 
-fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,8 +289,7 @@ mod tests {
     }
 
     const SERVICE: &str = "# a Service\nkind: Service\nmetadata: {name: web} # odd   spacing\n";
-    const POD: &str =
-        "---\n# a Pod\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: app}]}\n";
+    const POD: &str = "---\n# a Pod\napiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: app}]}\n";
 
     #[test]
     fn documents_without_pods_stay_byte_for_byte() {
@@ -316,16 +322,32 @@ mod tests {
     }
 
     #[test]
+    fn numbers_mean_what_kubectl_reads() {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: app}]\n  \
+                   volumes: [{name: keys, secret: {secretName: keys, defaultMode: 0640}}]\n";
+        assert!(run(pod).text.contains("defaultMode: 416\n"), "{}", run(pod).text);
+    }
+
+    #[test]
+    fn kinds_of_other_groups_are_not_workloads() {
+        let job = "apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\nmetadata: {name: train}\n";
+        assert_eq!(run(job), InjectedStream { text: job.to_owned(), report: Vec::new() });
+    }
+
+    #[test]
     fn errors_name_line_and_field() {
         let error = |text: &str| {
             let none = BTreeMap::new();
             inject_stream(text, "default", &none, &Settings::default()).unwrap_err().to_string()
         };
-        let bad = error(&format!("{SERVICE}---\nkind: [\n"));
-        assert!(bad.starts_with("line 4: not valid YAML"), "{bad}");
-        let bad = error("kind: Deployment\nmetadata: {name: web}\nspec: {replicas: 1}\n");
+        let bad = error(&format!("{SERVICE}---\nkind: Pod: x\n"));
+        assert!(bad.starts_with("line 5: not valid YAML: "), "{bad}");
+        let bad = error(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 1}\n",
+        );
         assert_eq!(bad, "line 1: Deployment web: spec.template is no pod: there is none");
-        let bad = error("kind: Pod\nmetadata: {name: web}\nspec: {containers: 3}\n");
+        let bad =
+            error("apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: 3}\n");
         assert!(bad.starts_with("line 1: Pod web: the object is no pod:"), "{bad}");
     }
 }

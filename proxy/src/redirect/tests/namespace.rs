@@ -20,7 +20,7 @@ use rtnetlink::{
 
 /// The node's address.
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
-/// The node's address in IPv6, seen by the pod with number 2.
+/// The node's address in IPv6.
 pub(super) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
 const INSIDE: &str = "REMORA_TEST_INSIDE_NAMESPACE";
@@ -60,6 +60,7 @@ impl Pod {
     pub(super) fn new(number: u8) -> Self {
         if number == 2 {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
             prepare();
         }
         let (jobs, queue) = sync_channel::<Box<dyn FnOnce() + Send>>(1);
@@ -111,8 +112,9 @@ fn connect_node(outer: &str, inner: &str, namespace: &File, pod: &Pod) {
         if pod.ip.octets()[3] == 2 {
             let lo = index(&handle, "lo").await;
             handle.address().add(lo, NODE.into(), 32).execute().await.unwrap();
-            handle.address().add(device, NODE_V6.into(), 128).execute().await.unwrap();
         }
+        // Unlike ARP, neighbour discovery answers for the receiving device's addresses only.
+        handle.address().add(device, NODE_V6.into(), 128).execute().await.unwrap();
         route(&handle, device, pod.ip.into(), None).await;
         route(&handle, device, pod.ip_v6.into(), None).await;
     });
