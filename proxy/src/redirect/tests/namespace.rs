@@ -15,7 +15,8 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{
-    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, packet_route::route::RouteScope,
+    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{address::AddressHeaderFlags, route::RouteScope},
 };
 
 /// The node's address.
@@ -114,7 +115,7 @@ fn connect_node(outer: &str, inner: &str, namespace: &File, pod: &Pod) {
             handle.address().add(lo, NODE.into(), 32).execute().await.unwrap();
         }
         // Unlike ARP, neighbour discovery answers for the receiving device's addresses only.
-        handle.address().add(device, NODE_V6.into(), 128).execute().await.unwrap();
+        address_v6(&handle, device, NODE_V6).await;
         route(&handle, device, pod.ip.into(), None).await;
         route(&handle, device, pod.ip_v6.into(), None).await;
     });
@@ -124,7 +125,7 @@ fn connect_pod(device: &str, ip: Ipv4Addr, ip_v6: Ipv6Addr) {
     netlink(async |handle| {
         let device = up(&handle, device).await;
         handle.address().add(device, ip.into(), 32).execute().await.unwrap();
-        handle.address().add(device, ip_v6.into(), 128).execute().await.unwrap();
+        address_v6(&handle, device, ip_v6).await;
         route(&handle, device, NODE.into(), None).await;
         route(&handle, device, NODE_V6.into(), None).await;
         let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE).build();
@@ -132,6 +133,13 @@ fn connect_pod(device: &str, ip: Ipv4Addr, ip_v6: Ipv6Addr) {
         let default = RouteMessageBuilder::<Ipv6Addr>::new().gateway(NODE_V6).build();
         handle.route().add(default).execute().await.unwrap();
     });
+}
+
+/// An address that may be used at once, without a search for others that have it.
+async fn address_v6(handle: &Handle, device: u32, ip: Ipv6Addr) {
+    let mut request = handle.address().add(device, ip.into(), 128);
+    request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+    request.execute().await.unwrap();
 }
 
 /// A route of the node's own for addresses that the rules translate.
