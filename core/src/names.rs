@@ -146,6 +146,8 @@ pub mod env {
     pub const TRUST_BUNDLE: &str = "REMORA_TRUST_BUNDLE";
     /// File with the workload's token.
     pub const TOKEN_FILE: &str = "REMORA_TOKEN_FILE";
+    /// Which requests are logged: `off`, `errors`, `all`.
+    pub const ACCESS_LOG: &str = "REMORA_ACCESS_LOG";
 }
 
 /// Ports that carry well-known protocols in which the server speaks first or which are not HTTP;

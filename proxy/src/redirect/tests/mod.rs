@@ -241,6 +241,22 @@ fn service_addresses_spread_connections_and_refuse_other_ports() {
 }
 
 #[test]
+fn service_addresses_work_in_ipv6() {
+    inside(&["-rn"], "redirect::tests::service_addresses_work_in_ipv6", || {
+        let pods = [2, 3].map(Pod::new);
+        let ip = pods[1].ip_v6;
+        let server = pods[1].run(move || listen(ip, 8080));
+        let vip: Ipv6Addr = "fd96::7".parse().unwrap();
+        let service = ServiceVip { vip: vip.into(), port: 80, endpoints: vec![(ip, 8080).into()] };
+        ServiceNat::new(vec![service]).apply().unwrap();
+        let client = pods[0].run(move || dial((vip, 80), 0).unwrap());
+        assert!(reached(&server, &client));
+        let refused = pods[0].run(move || dial((vip, 81), 0).err());
+        assert_eq!(refused, Some(ErrorKind::ConnectionRefused));
+    });
+}
+
+#[test]
 fn a_pod_reaches_itself_through_its_service() {
     inside(&["-rn"], "redirect::tests::a_pod_reaches_itself_through_its_service", || {
         let pod = Pod::new(2);

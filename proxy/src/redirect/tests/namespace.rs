@@ -15,12 +15,13 @@ use std::{
 
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{
-    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, packet_route::route::RouteScope,
+    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{address::AddressHeaderFlags, route::RouteScope},
 };
 
 /// The node's address.
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
-/// The node's address in IPv6, seen by the pod with number 2.
+/// The node's address in IPv6.
 pub(super) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
 const INSIDE: &str = "REMORA_TEST_INSIDE_NAMESPACE";
@@ -60,6 +61,7 @@ impl Pod {
     pub(super) fn new(number: u8) -> Self {
         if number == 2 {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+            fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
             prepare();
         }
         let (jobs, queue) = sync_channel::<Box<dyn FnOnce() + Send>>(1);
@@ -111,8 +113,9 @@ fn connect_node(outer: &str, inner: &str, namespace: &File, pod: &Pod) {
         if pod.ip.octets()[3] == 2 {
             let lo = index(&handle, "lo").await;
             handle.address().add(lo, NODE.into(), 32).execute().await.unwrap();
-            handle.address().add(device, NODE_V6.into(), 128).execute().await.unwrap();
         }
+        // Unlike ARP, neighbour discovery answers for the receiving device's addresses only.
+        address_v6(&handle, device, NODE_V6).await;
         route(&handle, device, pod.ip.into(), None).await;
         route(&handle, device, pod.ip_v6.into(), None).await;
     });
@@ -122,7 +125,7 @@ fn connect_pod(device: &str, ip: Ipv4Addr, ip_v6: Ipv6Addr) {
     netlink(async |handle| {
         let device = up(&handle, device).await;
         handle.address().add(device, ip.into(), 32).execute().await.unwrap();
-        handle.address().add(device, ip_v6.into(), 128).execute().await.unwrap();
+        address_v6(&handle, device, ip_v6).await;
         route(&handle, device, NODE.into(), None).await;
         route(&handle, device, NODE_V6.into(), None).await;
         let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE).build();
@@ -130,6 +133,13 @@ fn connect_pod(device: &str, ip: Ipv4Addr, ip_v6: Ipv6Addr) {
         let default = RouteMessageBuilder::<Ipv6Addr>::new().gateway(NODE_V6).build();
         handle.route().add(default).execute().await.unwrap();
     });
+}
+
+/// An address that may be used at once, without a search for others that have it.
+async fn address_v6(handle: &Handle, device: u32, ip: Ipv6Addr) {
+    let mut request = handle.address().add(device, ip.into(), 128);
+    request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+    request.execute().await.unwrap();
 }
 
 /// A route of the node's own for addresses that the rules translate.

@@ -1,0 +1,58 @@
+//! Golden pairs: each `golden/NAME.input.yaml` becomes `golden/NAME.output.yaml`, with what was
+//! reported as comments at its end, and injecting the output once more changes nothing.
+//!
+//! After a wanted change, `UPDATE_GOLDEN=1 cargo test -p remora-injector` writes the outputs anew;
+//! read the difference before committing it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use remora_core::names::annotations;
+use remora_injector::{Decision, Settings, inject_stream};
+
+#[test]
+fn templates_become_what_is_written_beside_them() {
+    let settings = Settings {
+        proxy_image: "example.com/remora/proxy:1.0".to_owned(),
+        proxy_version: "1.0".to_owned(),
+        ..Settings::default()
+    };
+    let asked = BTreeMap::from([(annotations::INJECT.to_owned(), "enabled".to_owned())]);
+    let mut failed = Vec::new();
+    for input in inputs() {
+        let text = fs::read_to_string(&input).unwrap();
+        let result = inject_stream(&text, "default", &asked, &settings).unwrap();
+        let again = inject_stream(&result.text, "default", &asked, &settings).unwrap();
+        assert_eq!(again.text, result.text, "{} is not idempotent", input.display());
+        assert!(!again.report.iter().any(|o| matches!(o.decision, Decision::Inject(_))));
+
+        let mut actual = result.text;
+        for object in &result.report {
+            writeln!(actual, "# {object}").unwrap();
+        }
+        let output = PathBuf::from(input.to_str().unwrap().replace(".input.", ".output."));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&output, &actual).unwrap();
+        }
+        if fs::read_to_string(&output).unwrap_or_default() != actual {
+            failed.push(format!("{} should be:\n{actual}", output.display()));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+fn inputs() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut inputs: Vec<PathBuf> = fs::read_dir(folder)
+        .expect("the golden folder is beside this file")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_string_lossy().ends_with(".input.yaml"))
+        .collect();
+    inputs.sort();
+    assert!(inputs.len() >= 12, "golden templates are missing");
+    inputs
+}
