@@ -22,7 +22,8 @@ use crate::{
     discovery::{self, Discovery, Limits, snapshot::Snapshot},
     metrics::{Metrics, ProcessCollector},
     net::{connect::Connector, listener},
-    runtime::{self, Shared},
+    runtime,
+    shared::Shared,
     tls::{certify, channel::ControlPlane, identity::Identity},
 };
 
@@ -43,6 +44,7 @@ pub async fn run(
         connector: Connector { mark: args.mark },
         metrics: Arc::new(Metrics::default()),
         drain: watch.clone(),
+        pod_ips: args.pod_ips.as_slice().into(),
     };
     let workers = args.workers.map_or_else(default_workers, usize::from);
     let (listeners, own) = runtime::listen(&args, workers)?;

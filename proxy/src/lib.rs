@@ -2,7 +2,7 @@
 //!
 //! Floors, each importing only from those before it: [`error`], [`metrics`], [`config`] ←
 //! [`balance`] (decisions, pure) ← [`net`] (sockets), [`tls`] (identity), [`discovery`] (what the
-//! control plane tells) ← [`http`] (codec-level pieces) ← [`outbound`], [`inbound`] (the two paths)
+//! control plane tells) ← [`http`] (codec-level pieces), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
 //! ← [`redirect`], [`admin`], [`runtime`], [`app`].
 
 pub mod admin;
@@ -19,4 +19,5 @@ pub mod net;
 pub mod outbound;
 pub mod redirect;
 pub mod runtime;
+pub mod shared;
 pub mod tls;

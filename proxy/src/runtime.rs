@@ -5,39 +5,18 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use remora_core::drain;
 use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
     config::Args,
-    discovery::Discovery,
     inbound::{self, Inbound},
-    metrics::Metrics,
-    net::{
-        connect::Connector,
-        listener::{self, BindError},
-    },
+    net::listener::{self, BindError},
     outbound::{self, Outbound},
-    tls::identity::Identity,
+    shared::Shared,
 };
 
 /// Idle pooled connections are looked at this often.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// What all workers share.
-#[derive(Debug, Clone)]
-pub struct Shared {
-    /// Answers of the control plane.
-    pub discovery: Discovery,
-    /// Certificate and roots.
-    pub identity: Identity,
-    /// How to dial.
-    pub connector: Connector,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// When to end.
-    pub drain: drain::Watch,
-}
 
 /// The listeners of one worker, and what arrives at each.
 #[derive(Debug, Default)]
@@ -136,18 +115,9 @@ async fn worker(
     own: Arc<[SocketAddr]>,
     rng: fastrand::Rng,
 ) -> io::Result<()> {
-    let Shared { discovery, identity, connector, metrics, drain } = shared;
-    let outbound = Arc::new(Outbound::new(
-        discovery.clone(),
-        identity.clone(),
-        connector,
-        Arc::clone(&metrics),
-        rng,
-        drain.clone(),
-        Arc::clone(&own),
-    ));
-    let inbound =
-        Arc::new(Inbound::new(discovery, identity, connector, metrics, drain.clone(), own));
+    let drain = shared.drain.clone();
+    let outbound = Arc::new(Outbound::new(&shared, rng, Arc::clone(&own)));
+    let inbound = Arc::new(Inbound::new(&shared, own));
     for (socket, source) in listeners.outbound {
         let outbound = Arc::clone(&outbound);
         let serve = move |client, _| Arc::clone(&outbound).serve(client, source.clone());

@@ -28,6 +28,7 @@ use crate::{
         listener::original_destination,
         prefixed::Prefixed,
     },
+    shared::Shared,
     tls::{self, Alpn, identity::Identity},
 };
 use authorize::Caller;
@@ -74,16 +75,16 @@ pub(crate) struct Arrival {
 impl Inbound {
     /// A side with nothing pooled yet.
     #[must_use]
-    pub fn new(
-        discovery: Discovery,
-        identity: Identity,
-        connector: Connector,
-        metrics: Arc<Metrics>,
-        drain: drain::Watch,
-        own: Arc<[SocketAddr]>,
-    ) -> Self {
-        let pool = Pool::new(POOL_IDLE);
-        Self { discovery, identity, connector, pool, metrics, drain, own }
+    pub fn new(shared: &Shared, own: Arc<[SocketAddr]>) -> Self {
+        Self {
+            discovery: shared.discovery.clone(),
+            identity: shared.identity.clone(),
+            connector: shared.connector,
+            pool: Pool::new(POOL_IDLE),
+            metrics: Arc::clone(&shared.metrics),
+            drain: shared.drain.clone(),
+            own,
+        }
     }
 
     /// Closes pooled connections that were idle too long; called now and then.

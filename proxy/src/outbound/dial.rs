@@ -65,7 +65,8 @@ enum Io {
 }
 
 impl Outbound {
-    /// Dials an endpoint and, where it has an identity, proves ours and checks its own.
+    /// Dials an endpoint and, where it has an identity, proves ours and checks its own. Only a
+    /// connection that never leaves the pod goes without.
     pub(super) async fn dial(
         &self,
         endpoint: &Endpoint,
@@ -73,7 +74,9 @@ impl Outbound {
         bound: Duration,
     ) -> Result<Connected, Error> {
         let addr = endpoint.addr;
-        let Some(peer) = &endpoint.identity else {
+        // The pod's own application (its Service chose this very pod) is on the loopback path.
+        let outside = |_: &&_| !self.pod_ips.contains(&addr.ip());
+        let Some(peer) = endpoint.identity.as_ref().filter(outside) else {
             let io = Io::Plain(self.connector.connect(addr, bound).await?);
             return Ok(Connected {
                 io,

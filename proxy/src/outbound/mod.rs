@@ -11,7 +11,7 @@ mod learned;
 pub mod tcp;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -40,6 +40,7 @@ use crate::{
         listener::original_destination,
         prefixed::Prefixed,
     },
+    shared::Shared,
     tls::identity::Identity,
 };
 
@@ -59,6 +60,8 @@ pub struct Outbound {
     drain: drain::Watch,
     /// Our own listeners: a connection to one of them would come back for ever.
     own: Arc<[SocketAddr]>,
+    /// Addresses of this pod: a dial to them stays inside it and never meets a proxy.
+    pod_ips: Arc<[IpAddr]>,
 }
 
 /// Where a connection is headed.
@@ -80,25 +83,18 @@ pub(crate) enum Upstream {
 impl Outbound {
     /// A side with nothing pooled yet.
     #[must_use]
-    pub fn new(
-        discovery: Discovery,
-        identity: Identity,
-        connector: Connector,
-        metrics: Arc<Metrics>,
-        rng: fastrand::Rng,
-        drain: drain::Watch,
-        own: Arc<[SocketAddr]>,
-    ) -> Self {
+    pub fn new(shared: &Shared, rng: fastrand::Rng, own: Arc<[SocketAddr]>) -> Self {
         Self {
-            discovery,
-            identity,
-            connector,
+            discovery: shared.discovery.clone(),
+            identity: shared.identity.clone(),
+            connector: shared.connector,
             pool: Pool::new(POOL_IDLE),
             learned: learned::Learned::default(),
-            metrics,
+            metrics: Arc::clone(&shared.metrics),
             rng: Mutex::new(rng),
-            drain,
+            drain: shared.drain.clone(),
             own,
+            pod_ips: Arc::clone(&shared.pod_ips),
         }
     }
 

@@ -1,0 +1,27 @@
+# What developers run. `just --list` shows it all; CI runs .ci/run, which needs no just.
+
+# Everything that CI checks.
+ci:
+    .ci/run
+
+# Format, lints.
+lint:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets -- -D warnings
+
+test *ARGS:
+    cargo test --workspace {{ARGS}}
+
+# The story of a small shop in a mesh.
+demo *ARGS:
+    cargo run --release -- demo {{ARGS}}
+
+# Instructions per request of the outbound and the inbound proxy (needs valgrind).
+instructions *ARGS:
+    cargo build --release -p remora-proxy -p remora-control-plane
+    tests/bench/instructions {{ARGS}}
+
+# Our pair, a pair of Envoys where envoy is installed, and no proxy at all, in one run, interleaved.
+bench *ARGS:
+    cargo build --release -p remora-proxy -p remora-control-plane
+    tests/bench/run {{ARGS}}

@@ -1,0 +1,26 @@
+//! What the workers and the control thread share.
+
+use std::{net::IpAddr, sync::Arc};
+
+use remora_core::drain;
+
+use crate::{
+    discovery::Discovery, metrics::Metrics, net::connect::Connector, tls::identity::Identity,
+};
+
+/// Handles; cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Answers of the control plane.
+    pub discovery: Discovery,
+    /// Certificate and roots.
+    pub identity: Identity,
+    /// How to dial.
+    pub connector: Connector,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// When to end.
+    pub drain: drain::Watch,
+    /// Addresses of the pod.
+    pub pod_ips: Arc<[IpAddr]>,
+}
