@@ -333,15 +333,32 @@ async fn an_answer_that_cannot_be_read_leaves_the_last_good_one() {
     let mut session = harness.session().await;
     let service = harness.known(&mut session, &target(1), &[1]).await;
     let id = INBOUND_ID + 1;
-    let bad = pb::BreakerPolicy { jitter_ratio: 7.0, ..Default::default() };
-    let Answer::Service(mut wire) = self::service(&[2]) else { unreachable!() };
-    wire.breaker = Some(bad);
-    session.update(id, 2, Answer::Service(wire)).await;
-    session.send(Response::Update(pb::Update { id, version: 3, answer: None })).await;
-    // Not acknowledged; the next good one is.
+    session.send(Response::Update(pb::Update { id, version: 2, answer: None })).await;
+    let delta =
+        pb::EndpointsDelta { id, version: 3, upsert: vec![endpoint(9)], ..Default::default() };
+    session.send(Response::Endpoints(delta)).await;
+    // Neither is acknowledged; the next good one is.
     session.update(id, 4, self::service(&[1, 5])).await;
     session.acked(id, 4).await;
     assert_eq!(pods(&service), ["orders-1", "orders-5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_follow_though_the_policy_cannot_be_read() {
+    let mut harness = Harness::new();
+    let mut session = harness.session().await;
+    let service = harness.known(&mut session, &target(1), &[1]).await;
+    let id = INBOUND_ID + 1;
+    let timeouts = |connect| pb::TimeoutPolicy { connect: Some(connect), ..Default::default() };
+    let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+    for (version, connect, pod) in [(2, seconds(7), 2), (3, seconds(-7), 3)] {
+        let Answer::Service(mut wire) = self::service(&[pod]) else { unreachable!() };
+        wire.timeouts = Some(timeouts(connect));
+        session.update(id, version, Answer::Service(wire)).await;
+        session.acked(id, version).await;
+    }
+    assert_eq!(pods(&service), ["orders-3"]);
+    assert_eq!(service.state().policy.timeouts.connect, Duration::from_secs(7));
 }
 
 #[tokio::test(start_paused = true)]

@@ -69,16 +69,14 @@ impl Identity {
     }
 
     /// Waits for the first certificate.
-    pub async fn wait_ready(&self) -> Arc<Material> {
+    pub async fn wait_current(&self) -> Arc<Material> {
         let mut changed = self.changed();
         loop {
             changed.borrow_and_update();
             if let Some(material) = self.current() {
                 return material;
             }
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            changed.changed().await.expect("invariant: self holds the sender");
         }
     }
 
