@@ -186,7 +186,8 @@ impl Harness {
     async fn installed(&self, n: u64) {
         let mut changed = self.identity.changed();
         while self.identity.refreshes() < n {
-            changed.changed().await.unwrap();
+            let change = tokio::time::timeout(LIFETIME * 2, changed.changed()).await;
+            change.expect("no new certificate").unwrap();
         }
     }
 }
