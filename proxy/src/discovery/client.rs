@@ -75,7 +75,7 @@ pub struct Mesh {
 
 impl Dial for Mesh {
     async fn dial(&self) -> Result<Channel, ChannelError> {
-        let material = self.identity.wait_current().await;
+        let material = self.identity.wait_ready().await;
         let authority = || self.control_plane.authority.clone();
         let config = material
             .grpc_config(&self.control_plane.id)

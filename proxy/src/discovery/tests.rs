@@ -343,7 +343,10 @@ async fn an_answer_that_cannot_be_read_leaves_the_last_good_one() {
     let delta =
         pb::EndpointsDelta { id, version: 3, upsert: vec![endpoint(9)], ..Default::default() };
     session.send(Response::Endpoints(delta)).await;
-    // Neither is acknowledged; the next good one is.
+    // Neither is acknowledged, and messages are applied in order.
+    session.update(INBOUND_ID, 1, Answer::Inbound(pb::InboundPolicy::default())).await;
+    session.acked(INBOUND_ID, 1).await;
+    assert_eq!(pods(&service), ["orders-1"]);
     session.update(id, 4, self::service(&[1, 5])).await;
     session.acked(id, 4).await;
     assert_eq!(pods(&service), ["orders-1", "orders-5"]);

@@ -195,7 +195,7 @@ impl Harness {
 #[tokio::test(start_paused = true)]
 async fn the_first_certificate_comes_with_identity_and_roots() {
     let harness = Harness::new().start();
-    let material = harness.identity.wait_current().await;
+    let material = harness.identity.wait_ready().await;
     assert_eq!(material.id(), &id("web"));
     assert_eq!(material.bundle(), &harness.issuer.ca.bundle());
     assert!(harness.identity.ready());
@@ -335,7 +335,7 @@ async fn certify_runs_over_real_tls_and_the_result_opens_the_mutual_channel() {
         fastrand::Rng::with_seed(1),
         certify::wall_clock,
     ));
-    let material = harness.identity.wait_current().await;
+    let material = harness.identity.wait_ready().await;
     let channel = mutual.connect(material.grpc_config(&mutual.id).unwrap()).await.unwrap();
     let status = pb::identity_client::IdentityClient::new(channel)
         .certify(pb::CertifyRequest::default())

@@ -69,7 +69,7 @@ impl Identity {
     }
 
     /// Waits for the first certificate.
-    pub async fn wait_current(&self) -> Arc<Material> {
+    pub async fn wait_ready(&self) -> Arc<Material> {
         let mut changed = self.changed();
         loop {
             changed.borrow_and_update();
