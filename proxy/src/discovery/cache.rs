@@ -62,14 +62,14 @@ pub enum Resolution {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiscoveryError {
     /// The control plane said nothing in time, and nothing was known before.
-    #[error("no answer about {target} in {waited:?}: control plane {control_plane}")]
+    #[error("no answer about {target} in {waited:?}: {problem}")]
     Timeout {
         /// What was asked.
         target: Target,
         /// How long.
         waited: Duration,
-        /// `connected`, or why not.
-        control_plane: Arc<str>,
+        /// What is wrong with the control plane.
+        problem: Arc<str>,
     },
     /// The cache is full.
     #[error(
@@ -163,9 +163,13 @@ impl Discovery {
     /// What is known of a target; `None` on a miss. No lock, no allocation.
     #[must_use]
     pub fn cached(&self, target: &Target, now: Instant) -> Option<Resolution> {
-        let entry = self.0.shards.get(target)?;
-        self.0.touch(&entry, now);
-        entry.resolution()
+        self.0
+            .shards
+            .with(target, |entry| {
+                self.0.touch(entry, now);
+                entry.resolution()
+            })
+            .flatten()
     }
 
     /// What a target is. On a miss subscribes to it and waits a bounded time.
@@ -186,7 +190,7 @@ impl Discovery {
         tokio::time::timeout(waited, entry.wait()).await.map_err(|_| DiscoveryError::Timeout {
             target: target.clone(),
             waited,
-            control_plane: self.describe(),
+            problem: self.describe(),
         })
     }
 
@@ -284,12 +288,12 @@ impl Discovery {
         idle.iter().map(|entry| entry.target.clone()).collect()
     }
 
-    pub(super) fn describe(&self) -> Arc<str> {
+    fn describe(&self) -> Arc<str> {
         let status = self.0.status.lock();
         match &status.error {
-            _ if status.connected => "is connected, but has not answered".into(),
+            _ if status.connected => "control plane is connected, but has not answered".into(),
             Some(error) => error.clone(),
-            None => "has not been reached yet".into(),
+            None => "control plane has not been reached yet".into(),
         }
     }
 }
@@ -369,11 +373,11 @@ impl Entry {
             && service.id == id
         {
             let (state, bad) =
-                ServiceState::from_snapshot(Some(&service.state()), wire, version, now)?;
+                ServiceState::from_snapshot(Some(&service.state()), wire, version, now);
             service.replace(state);
             return Ok(bad);
         }
-        let (state, bad) = ServiceState::from_snapshot(None, wire, version, now)?;
+        let (state, bad) = ServiceState::from_snapshot(None, wire, version, now);
         self.mark_gone();
         self.publish(Resolution::Service(Arc::new(Service::new(id, state, now))));
         Ok(bad)

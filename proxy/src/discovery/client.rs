@@ -15,7 +15,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
 use super::{
-    backoff::Backoff,
     cache::Discovery,
     inbound::InboundPolicy,
     registry::{INBOUND_ID, Target, Untold},
@@ -23,6 +22,7 @@ use super::{
     wire::{self, WireError},
 };
 use crate::tls::{
+    backoff::Backoff,
     certify::parse_trust_bundle,
     channel::{ChannelError, ControlPlane, error_chain},
     identity::Identity,
@@ -96,7 +96,7 @@ pub async fn run(
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut reporter = Reporter::default();
     loop {
-        let mut applied_any = false;
+        let began = Instant::now();
         let error = match open(&dial, &hello).await {
             Err(error) => error,
             Ok((inbound, outbound)) => {
@@ -111,9 +111,7 @@ pub async fn run(
                 };
                 discovery.connected();
                 tracing::info!("connected to the control plane");
-                let error = stream.run().await;
-                applied_any = !stream.versions.is_empty();
-                error
+                stream.run().await
             }
         };
         discovery.disconnected(&error);
@@ -124,7 +122,8 @@ pub async fn run(
             // Roots or certificate may be from before the control plane's CA changed.
             identity.renew();
         }
-        if applied_any {
+        // A control plane that accepts and dies at once is as bad as none.
+        if began.elapsed() >= RETRY.1 {
             backoff.reset();
         }
         save(snapshot.as_mut()).await;
@@ -213,8 +212,8 @@ impl Stream<'_> {
         };
         match result {
             Ok(skipped) => {
-                for error in skipped {
-                    tracing::warn!(%error, "endpoint skipped");
+                if let Some(first) = skipped.first() {
+                    tracing::warn!(%first, parts = skipped.len(), "parts of an answer left out");
                 }
                 self.discovery.applied();
             }
@@ -238,6 +237,8 @@ impl Stream<'_> {
             // Crossed with our Unsubscribe.
             return Ok(Vec::new());
         };
+        // Where it cannot be applied, the deltas that follow would build on something else.
+        self.versions.remove(&update.id);
         let skipped = entry.apply(update, Instant::now().into_std())?;
         if let Some(snapshot) = self.snapshot.as_deref_mut() {
             snapshot.put(&entry.target, update);

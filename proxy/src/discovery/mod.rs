@@ -7,7 +7,6 @@
 //! nothing. [`service`] and [`inbound`] hold the parsed answers, [`snapshot`] the file from which a
 //! proxy without a control plane starts.
 
-pub(crate) mod backoff;
 pub mod cache;
 pub mod client;
 pub mod endpoint;

@@ -51,6 +51,11 @@ impl Shards {
         self.shard(target).load().get(target).cloned()
     }
 
+    /// A look at an entry that costs no reference count.
+    pub(super) fn with<R>(&self, target: &Target, look: impl FnOnce(&Entry) -> R) -> Option<R> {
+        self.shard(target).load().get(target).map(|entry| look(entry))
+    }
+
     pub(super) fn insert(&self, entry: &Arc<Entry>) {
         let shard = self.shard(&entry.target);
         let mut map = HashMap::clone(&shard.load());

@@ -146,20 +146,18 @@ impl ServiceState {
     /// Applies a complete answer: everything is replaced, endpoints that were known before keep
     /// their object and so their statistics.
     ///
-    /// Endpoints that cannot be read are left out and returned, so that one bad entry does not
-    /// stop the others.
-    ///
-    /// # Errors
-    /// Where policy or routes cannot be read; the caller keeps what it has.
+    /// Endpoints must follow whatever else is wrong: one that cannot be read is left out, policy or
+    /// routes that cannot be read stay as they were. What was wrong is returned.
+    #[must_use]
     pub fn from_snapshot(
         before: Option<&Self>,
         service: &pb::Service,
         version: u64,
         now: Instant,
-    ) -> Result<(Self, Vec<WireError>), WireError> {
-        let before = before.map_or(&[][..], |state| &state.endpoints);
+    ) -> (Self, Vec<WireError>) {
+        let endpoints = before.map_or(&[][..], |state| &state.endpoints);
         let known: HashMap<SocketAddr, &Arc<Endpoint>> =
-            before.iter().map(|endpoint| (endpoint.addr, endpoint)).collect();
+            endpoints.iter().map(|endpoint| (endpoint.addr, endpoint)).collect();
         let mut list = EndpointList::default();
         let mut bad = Vec::new();
         for endpoint in &service.endpoints {
@@ -168,16 +166,24 @@ impl ServiceState {
                 Err(error) => bad.push(error),
             }
         }
-        let routes = service.routes.iter().map(Route::try_from).collect::<Result<_, _>>()?;
+        let policy = policy::policy(service).map(Arc::new).unwrap_or_else(|error| {
+            bad.push(error);
+            before.map(|state| state.policy.clone()).unwrap_or_default()
+        });
+        let routes = service.routes.iter().map(Route::try_from).collect::<Result<_, _>>();
+        let routes = routes.unwrap_or_else(|error| {
+            bad.push(error);
+            before.map(|state| state.routes.clone()).unwrap_or_default()
+        });
         let state = Self {
             port_name: service.port_name.as_str().into(),
             protocol: Protocol::from_wire(service.protocol),
-            policy: Arc::new(policy::policy(service)?),
+            policy,
             routes,
             endpoints: list.endpoints.into(),
             version,
         };
-        Ok((state, bad))
+        (state, bad)
     }
 
     /// Applies a change of endpoints. Removals first, so that a delta naming an address in both
@@ -186,17 +192,19 @@ impl ServiceState {
     pub fn with_delta(&self, delta: &pb::EndpointsDelta, now: Instant) -> (Self, Vec<WireError>) {
         let mut bad = Vec::new();
         let mut list = EndpointList::from(&*self.endpoints);
+        let mut removed = HashMap::new();
         for address in &delta.remove {
             match wire::address("delta.remove", Some(address)) {
-                Ok(address) => list.remove(address),
+                Ok(address) => removed.extend(list.remove(address).map(|e| (address, e))),
                 Err(error) => bad.push(error),
             }
         }
         for endpoint in &delta.upsert {
             match Endpoint::parse(endpoint, now) {
                 Ok(fresh) => {
-                    let known = self.endpoints.iter().find(|known| known.addr == fresh.addr);
-                    list.upsert(keep(known, fresh));
+                    let known = list.get(fresh.addr).or_else(|| removed.get(&fresh.addr));
+                    let endpoint = keep(known, fresh);
+                    list.upsert(endpoint);
                 }
                 Err(error) => bad.push(error),
             }
@@ -233,13 +241,17 @@ impl EndpointList {
     }
 
     /// The last one takes the place: order carries no meaning.
-    fn remove(&mut self, address: SocketAddr) {
-        if let Some(at) = self.position.remove(&address) {
-            self.endpoints.swap_remove(at);
-            if let Some(moved) = self.endpoints.get(at) {
-                self.position.insert(moved.addr, at);
-            }
+    fn remove(&mut self, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        let at = self.position.remove(&address)?;
+        let removed = self.endpoints.swap_remove(at);
+        if let Some(moved) = self.endpoints.get(at) {
+            self.position.insert(moved.addr, at);
         }
+        Some(removed)
+    }
+
+    fn get(&self, address: SocketAddr) -> Option<&Arc<Endpoint>> {
+        self.position.get(&address).map(|&at| &self.endpoints[at])
     }
 }
 
@@ -299,7 +311,7 @@ mod tests {
 
     fn state(endpoints: Vec<pb::Endpoint>) -> ServiceState {
         let service = pb::Service { endpoints, ..Default::default() };
-        ServiceState::from_snapshot(None, &service, 1, now()).unwrap().0
+        ServiceState::from_snapshot(None, &service, 1, now()).0
     }
 
     fn at(state: &ServiceState, n: u8) -> Arc<Endpoint> {
@@ -314,7 +326,7 @@ mod tests {
             endpoints: vec![endpoint(2, 1, 1), endpoint(3, 1, 1)],
             ..Default::default()
         };
-        let (after, bad) = ServiceState::from_snapshot(Some(&before), &service, 2, now()).unwrap();
+        let (after, bad) = ServiceState::from_snapshot(Some(&before), &service, 2, now());
         assert!(bad.is_empty());
         assert!(Arc::ptr_eq(&at(&before, 2), &at(&after, 2)));
         assert_eq!(after.endpoints.len(), 2);
@@ -347,7 +359,7 @@ mod tests {
     fn an_endpoint_with_a_bad_identity_is_left_out_not_dialled_in_plaintext() {
         let bad = pb::Endpoint { identity: "orders".to_owned(), ..endpoint(1, 1, 0) };
         let service = pb::Service { endpoints: vec![bad, endpoint(2, 1, 1)], ..Default::default() };
-        let (state, bad) = ServiceState::from_snapshot(None, &service, 1, now()).unwrap();
+        let (state, bad) = ServiceState::from_snapshot(None, &service, 1, now());
         assert_eq!((state.endpoints.len(), bad.len()), (1, 1));
     }
 
@@ -393,7 +405,7 @@ mod tests {
                         model = endpoints;
                         let service =
                             pb::Service { endpoints: wire(&model), ..Default::default() };
-                        ServiceState::from_snapshot(Some(&before), &service, 1, now()).unwrap().0
+                        ServiceState::from_snapshot(Some(&before), &service, 1, now()).0
                     }
                     Step::Delta(upsert, remove) => {
                         model.retain(|n, _| !remove.contains(n));

@@ -109,7 +109,7 @@ impl Harness {
 
     /// The next stream, past its Hello and inbound subscription.
     async fn session(&mut self) -> Session {
-        let mut session = self.sessions.recv().await.unwrap();
+        let mut session = in_time(self.sessions.recv()).await.unwrap();
         assert!(matches!(session.next().await, Request::Hello(hello) if hello.pod == "web-1"));
         let Request::Subscribe(inbound) = session.next().await else { panic!("no subscription") };
         assert_eq!(inbound.id, INBOUND_ID);
@@ -146,7 +146,7 @@ impl Harness {
 
 impl Session {
     async fn next(&mut self) -> Request {
-        self.requests.message().await.unwrap().unwrap().kind.unwrap()
+        in_time(self.requests.message()).await.unwrap().unwrap().kind.unwrap()
     }
 
     async fn subscription(&mut self) -> u64 {
@@ -170,6 +170,11 @@ impl Session {
     async fn update(&self, id: u64, version: u64, answer: Answer) {
         self.send(Response::Update(pb::Update { id, version, answer: Some(answer) })).await;
     }
+}
+
+/// Longer than anything here waits, so that a lost message fails the test instead of hanging it.
+async fn in_time<F: Future>(work: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(3600), work).await.expect("nothing came")
 }
 
 fn target(n: u8) -> Target {
@@ -288,9 +293,10 @@ async fn a_stale_delta_changes_nothing() {
         ..Default::default()
     };
     session.send(Response::Endpoints(stale)).await;
-    session.update(id, 2, self::service(&[1, 2])).await;
-    session.acked(id, 2).await;
-    assert_eq!(pods(&service), ["orders-1", "orders-2"]);
+    // Messages are applied in order: once this one is in force, so would the delta be.
+    session.update(INBOUND_ID, 1, Answer::Inbound(pb::InboundPolicy::default())).await;
+    session.acked(INBOUND_ID, 1).await;
+    assert_eq!(pods(&service), ["orders-1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -333,15 +339,35 @@ async fn an_answer_that_cannot_be_read_leaves_the_last_good_one() {
     let mut session = harness.session().await;
     let service = harness.known(&mut session, &target(1), &[1]).await;
     let id = INBOUND_ID + 1;
-    let bad = pb::BreakerPolicy { jitter_ratio: 7.0, ..Default::default() };
-    let Answer::Service(mut wire) = self::service(&[2]) else { unreachable!() };
-    wire.breaker = Some(bad);
-    session.update(id, 2, Answer::Service(wire)).await;
-    session.send(Response::Update(pb::Update { id, version: 3, answer: None })).await;
-    // Not acknowledged; the next good one is.
+    session.send(Response::Update(pb::Update { id, version: 2, answer: None })).await;
+    let delta =
+        pb::EndpointsDelta { id, version: 3, upsert: vec![endpoint(9)], ..Default::default() };
+    session.send(Response::Endpoints(delta)).await;
+    // Neither is acknowledged, and messages are applied in order.
+    session.update(INBOUND_ID, 1, Answer::Inbound(pb::InboundPolicy::default())).await;
+    session.acked(INBOUND_ID, 1).await;
+    assert_eq!(pods(&service), ["orders-1"]);
     session.update(id, 4, self::service(&[1, 5])).await;
     session.acked(id, 4).await;
     assert_eq!(pods(&service), ["orders-1", "orders-5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_follow_though_the_policy_cannot_be_read() {
+    let mut harness = Harness::new();
+    let mut session = harness.session().await;
+    let service = harness.known(&mut session, &target(1), &[1]).await;
+    let id = INBOUND_ID + 1;
+    let timeouts = |connect| pb::TimeoutPolicy { connect: Some(connect), ..Default::default() };
+    let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+    for (version, connect, pod) in [(2, seconds(7), 2), (3, seconds(-7), 3)] {
+        let Answer::Service(mut wire) = self::service(&[pod]) else { unreachable!() };
+        wire.timeouts = Some(timeouts(connect));
+        session.update(id, version, Answer::Service(wire)).await;
+        session.acked(id, version).await;
+    }
+    assert_eq!(pods(&service), ["orders-3"]);
+    assert_eq!(service.state().policy.timeouts.connect, Duration::from_secs(7));
 }
 
 #[tokio::test(start_paused = true)]

@@ -17,12 +17,12 @@ use zeroize::Zeroizing;
 
 use super::{
     TlsError,
+    backoff::Backoff,
     channel::{ChannelError, ControlPlane},
     identity::Identity,
     material::{Certificate, server_auth_config},
     verify::TrustBundle,
 };
-use crate::discovery::backoff::Backoff;
 
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -70,8 +70,16 @@ pub enum CertifyError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// It refused.
-    #[error("control plane refused: {} ({:?})", .0.message(), .0.code())]
-    Refused(Box<tonic::Status>),
+    #[error(
+        "control plane refused: {} ({:?}); the token is from {}",
+        .status.message(), .status.code(), token.display()
+    )]
+    Refused {
+        /// Its answer.
+        status: Box<tonic::Status>,
+        /// Where the token came from.
+        token: PathBuf,
+    },
     /// It did not answer.
     #[error("control plane did not answer within {CALL_TIMEOUT:?}")]
     Timeout,
@@ -218,7 +226,10 @@ async fn obtain(
     let answer = tokio::time::timeout(CALL_TIMEOUT, client.certify(request))
         .await
         .map_err(|_| CertifyError::Timeout)?
-        .map_err(|status| CertifyError::Refused(Box::new(status)))?
+        .map_err(|status| CertifyError::Refused {
+            status: Box::new(status),
+            token: settings.token.clone(),
+        })?
         .into_inner();
     let bundle = match &answer.trust_bundle {
         Some(bundle) => parse_trust_bundle(bundle)?,

@@ -76,9 +76,7 @@ impl Identity {
             if let Some(material) = self.current() {
                 return material;
             }
-            if changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            changed.changed().await.expect("invariant: self holds the sender");
         }
     }
 

@@ -15,9 +15,12 @@
 //! certificate or root that is no longer in force. Expiry is checked on every handshake, resumed
 //! or not.
 
+pub(crate) mod backoff;
 pub mod certify;
 pub mod channel;
 pub mod client;
+#[cfg(test)]
+mod control_plane_tests;
 pub mod error;
 pub mod identity;
 pub mod material;

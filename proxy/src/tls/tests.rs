@@ -161,6 +161,18 @@ async fn later_connections_resume_whatever_their_token() {
     assert_eq!(exchange(client, server).await, HandshakeKind::Resumed);
 }
 
+#[test]
+fn expiry_is_seen_without_verifying_the_chain_again() {
+    let ca = TestCa::new();
+    let leaf = ca.certificate(&id("orders")).chain()[0].clone();
+    let at = |time| {
+        let time = rustls_pki_types::UnixTime::since_unix_epoch(time);
+        super::verify::check_not_expired(&leaf, time)
+    };
+    assert!(at(now()).is_ok());
+    assert!(matches!(at(now() + 2 * HOUR).unwrap_err(), TlsError::Validity { .. }));
+}
+
 #[tokio::test]
 async fn no_session_is_resumed_for_another_identity() {
     let ca = TestCa::new();
