@@ -78,6 +78,11 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    /// Has the stream look at what is due.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     pub(super) fn describe(&self, now: Instant) -> Proxy {
         let due = self.due.lock();
         let unsent = due.since.values().copied();
@@ -179,8 +184,8 @@ impl Stream {
         let mut bundle_due = false;
         let mut ready = None;
         loop {
-            if ready.is_none() && !bundle_due {
-                ready = self.next();
+            if ready.is_none() && !bundle_due && self.state.is_loaded() {
+                ready = self.shared.next_due();
             }
             let has_work = bundle_due || ready.is_some();
             tokio::select! {
@@ -214,10 +219,6 @@ impl Stream {
                 () = outgoing.closed() => return Ok(()),
             }
         }
-    }
-
-    fn next(&self) -> Option<(u64, Instant)> {
-        self.shared.next_due()
     }
 
     fn request(&mut self, request: WatchRequest) -> Result<(), Status> {

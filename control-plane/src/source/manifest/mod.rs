@@ -65,13 +65,15 @@ pub fn load(dirs: &[PathBuf]) -> Result<Objects, Vec<Problem>> {
 pub struct Loader {
     dirs: Vec<PathBuf>,
     cache: HashMap<PathBuf, (file::Stamp, Arc<Parsed>)>,
+    /// How often a file was read, appeared or went.
+    changes: u64,
 }
 
 impl Loader {
     /// A loader that has read nothing yet.
     #[must_use]
     pub fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { dirs, cache: HashMap::new() }
+        Self { dirs, cache: HashMap::new(), changes: 0 }
     }
 
     /// The state of the directories now.
@@ -98,17 +100,25 @@ impl Loader {
                 Err(problem) => problems.push(problem),
             }
         }
+        self.changes += self.cache.keys().filter(|path| !fresh.contains_key(*path)).count() as u64;
         self.cache = fresh;
         merge(&parsed, problems)
     }
 
-    fn read(&self, path: &Path) -> Result<Option<(file::Stamp, Arc<Parsed>)>, Problem> {
+    /// A number that grows whenever a file's content may have changed, appeared or gone.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    fn read(&mut self, path: &Path) -> Result<Option<(file::Stamp, Arc<Parsed>)>, Problem> {
         let Some(stamp) = file::stamp(path)? else { return Ok(None) };
         if let Some((known, parsed)) = self.cache.get(path)
             && *known == stamp
         {
             return Ok(Some((stamp, Arc::clone(parsed))));
         }
+        self.changes += 1;
         Ok(file::read(path)?.map(|parsed| (stamp, Arc::new(parsed))))
     }
 }

@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(50);
 /// How often everything is looked at without a notification: for file systems that send none, and
 /// for directories that come into being later.
-const POLL: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(5);
 
 /// What came out of looking at the directories.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub enum Loaded {
 pub struct Differ {
     loader: Loader,
     last: Option<BTreeMap<Key, Object>>,
+    /// [`Loader::changes`] when `last` was made; with no change since, nothing need be compared.
+    seen: u64,
     /// Problems last reported, so that a file that stays bad is reported once.
     reported: Vec<Problem>,
     warned: HashSet<String>,
@@ -47,7 +49,13 @@ impl Differ {
     /// Nothing loaded yet.
     #[must_use]
     pub fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { loader: Loader::new(dirs), last: None, reported: Vec::new(), warned: HashSet::new() }
+        Self {
+            loader: Loader::new(dirs),
+            last: None,
+            seen: 0,
+            reported: Vec::new(),
+            warned: HashSet::new(),
+        }
     }
 
     /// Looks at the directories; `None` where nothing changed.
@@ -60,7 +68,11 @@ impl Differ {
                 return Some(Loaded::Bad(problems));
             }
         };
-        self.reported.clear();
+        let recovered = !std::mem::take(&mut self.reported).is_empty();
+        if self.last.is_some() && !recovered && self.seen == self.loader.changes() {
+            return None;
+        }
+        self.seen = self.loader.changes();
         for warning in &objects.warnings {
             if self.warned.len() < 10_000 && self.warned.insert(warning.to_string()) {
                 tracing::warn!(%warning, "manifest");
@@ -108,8 +120,8 @@ pub async fn watch(
     loop {
         // Watch before looking, so that no change falls between.
         watched.refresh(&mut watcher, &dirs);
-        // Reading files blocks for milliseconds; nothing else depends on this thread's promptness
-        // more than on the new state.
+        // Blocks for as long as reading the changed files takes: nothing else that this thread does
+        // is more urgent than the new state.
         if let Some(loaded) = differ.load() {
             on(loaded);
         }
