@@ -209,16 +209,23 @@ impl Objects {
     #[must_use]
     pub fn resolved(&self) -> BTreeMap<Key, Object> {
         let pods = self.pods();
+        let mut by_label: HashMap<(&str, &str, &str), Vec<&Arc<Pod>>> = HashMap::new();
+        for (key, pod) in &pods {
+            for (label, value) in pod.metadata.labels.iter().flatten() {
+                by_label.entry((&key.namespace, label, value)).or_default().push(pod);
+            }
+        }
         let mut out = self.all.clone();
         for service in self.services() {
             let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-            let first =
-                Key { kind: Kind::Pod, namespace: namespace.to_owned(), name: String::new() };
-            let neighbours = pods
-                .range(first..)
-                .take_while(|(key, _)| key.namespace == namespace)
-                .map(|(_, pod)| pod);
-            for slice in endpoints::slices(service, neighbours) {
+            let selector = service.spec.iter().flat_map(|spec| spec.selector.iter().flatten());
+            // The rarest label leaves the fewest pods to look at.
+            let candidates = selector
+                .map(|(label, value)| {
+                    by_label.get(&(namespace, label, value)).map_or(&[][..], Vec::as_slice)
+                })
+                .min_by_key(|pods| pods.len());
+            for slice in endpoints::slices(service, candidates.into_iter().flatten().copied()) {
                 let slice = Object::EndpointSlice(Arc::new(slice));
                 out.insert(slice.key(), slice);
             }
