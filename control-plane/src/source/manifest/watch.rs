@@ -179,3 +179,58 @@ impl Watched {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+
+    /// Well under [`POLL`]: what comes in time came by notification.
+    async fn next(out: &mut mpsc::Receiver<Loaded>) -> Loaded {
+        tokio::time::timeout(POLL - Duration::from_secs(1), out.recv()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_later_and_is_replaced_as_a_whole_is_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("manifests");
+        let (drain, draining) = drain::Drain::new();
+        let (tell, mut out) = mpsc::channel(16);
+        let on = move |loaded| tell.try_send(loaded).unwrap();
+        let task = tokio::spawn(draining.track(watch(vec![dir.clone()], on, draining.clone())));
+        assert!(matches!(next(&mut out).await, Loaded::Bad(_)), "missing");
+
+        let staged = |name: &str, text: &str| {
+            let staged = temp.path().join(name);
+            fs::create_dir(&staged).unwrap();
+            fs::write(staged.join("a.yaml"), text).unwrap();
+            staged
+        };
+        fs::rename(staged("one", NAMESPACE), &dir).unwrap();
+        assert!(matches!(next(&mut out).await, Loaded::First(_)));
+
+        let two = staged("two", &NAMESPACE.replace("shop", "other"));
+        fs::rename(&dir, temp.path().join("old")).unwrap();
+        fs::rename(two, &dir).unwrap();
+        let events = loop {
+            match next(&mut out).await {
+                // The moment in between may be seen; it changes nothing.
+                Loaded::Bad(_) => {}
+                Loaded::Changed(events) => break events,
+                Loaded::First(_) => panic!("only once"),
+            }
+        };
+        assert_eq!(events.len(), 2);
+
+        // The new directory is watched, not the one that was moved away.
+        let edited = dir.join(".a.yaml.swp");
+        fs::write(&edited, NAMESPACE).unwrap();
+        fs::rename(edited, dir.join("a.yaml")).unwrap();
+        assert!(matches!(next(&mut out).await, Loaded::Changed(_)));
+        assert_eq!(drain.drain(Duration::from_secs(5)).await, drain::Drained::Clean);
+        task.await.unwrap().unwrap().unwrap();
+    }
+}
