@@ -4,10 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -139,12 +136,11 @@ pub async fn serve(
     metrics.ca_expiry.set(unix_seconds(authority.expires()));
     let index = Index::new(&args.trust_domain, &args.cluster_domain);
     let state = State::new(index, Arc::clone(&metrics));
-    let loaded = Arc::new(AtomicBool::new(false));
     let (bundle_in_force, bundle) = watch::channel(ca::bundle(&authority, &args.trust_domain));
 
     let ready = {
-        let (loaded, expires) = (Arc::clone(&loaded), authority.expires());
-        Arc::new(move || readiness(loaded.load(Ordering::Relaxed), clock() < expires))
+        let (state, expires) = (Arc::clone(&state), authority.expires());
+        Arc::new(move || readiness(state.is_loaded(), clock() < expires))
     };
     let admin = Admin { ready, metrics: Arc::new(metrics.registry()), log };
     let router = pages::router(admin, Arc::clone(&state));
@@ -158,7 +154,7 @@ pub async fn serve(
         clock,
         metrics: Arc::clone(&metrics),
     };
-    let apply = move |loaded_now| apply(&state, &loaded, loaded_now);
+    let apply = move |loaded_now| apply(&state, loaded_now);
     let manifests = watch_manifests(args.manifests, apply, drain.clone());
     let renewal =
         tls::renew(authority, own_id, Arc::clone(&config), renew_in, clock, drain.clone());
@@ -197,7 +193,7 @@ fn readiness(loaded: bool, ca_valid: bool) -> Result<(), String> {
     }
 }
 
-fn apply(state: &State, ready: &AtomicBool, loaded: Loaded) {
+fn apply(state: &State, loaded: Loaded) {
     let events = match loaded {
         Loaded::First(events) | Loaded::Changed(events) => events,
         Loaded::Bad(problems) => {
@@ -205,16 +201,17 @@ fn apply(state: &State, ready: &AtomicBool, loaded: Loaded) {
             for problem in problems {
                 tracing::error!("{problem}");
             }
-            if ready.load(Ordering::Relaxed) {
+            if state.is_loaded() {
                 tracing::warn!("manifests refused; the last good state stays in force");
             }
             return;
         }
     };
+    let first = !state.is_loaded();
     for warning in state.apply(events, Instant::now()) {
         tracing::warn!("{warning}");
     }
-    if !ready.swap(true, Ordering::Relaxed) {
+    if first {
         tracing::info!("manifests loaded");
     }
 }
@@ -242,3 +239,6 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
+
+#[cfg(test)]
+mod tests;

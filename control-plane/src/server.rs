@@ -84,15 +84,15 @@ async fn accept(
             let handshake = Arc::clone(&handshakes).acquire_owned().await;
             (listener.accept().await, connection, handshake)
         };
-        let (socket, connection, handshake) = tokio::select! {
+        let next = tokio::select! {
             () = drain.draining() => return,
-            (Ok((socket, _)), Ok(connection), Ok(handshake)) = next => (socket, connection, handshake),
-            else => {
-                // Out of file descriptors, most likely: waiting is all that helps.
-                tracing::warn!("cannot accept connections; raise the limit of open files");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
+            next = next => next,
+        };
+        let (Ok((socket, _)), Ok(connection), Ok(handshake)) = next else {
+            // Out of file descriptors, most likely: waiting is all that helps.
+            tracing::warn!("cannot accept connections; raise the limit of open files");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
         };
         let acceptor = TlsAcceptor::from(tls.load_full());
         let accepted = accepted.clone();

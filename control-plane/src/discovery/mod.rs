@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -45,6 +45,8 @@ pub struct State {
     index: RwLock<Index>,
     streams: Mutex<HashMap<u64, Arc<Shared>>>,
     next_stream: AtomicU64,
+    /// Whether a first state is there. Until then nothing is answered: "not ours" would be wrong.
+    loaded: AtomicBool,
     /// Counters; also of the rest of the program.
     pub metrics: Arc<Metrics>,
 }
@@ -76,6 +78,7 @@ impl State {
             index: RwLock::new(index),
             streams: Mutex::new(HashMap::new()),
             next_stream: AtomicU64::new(0),
+            loaded: AtomicBool::new(false),
             metrics,
         })
     }
@@ -85,12 +88,21 @@ impl State {
         let applied = self.index.write().apply(events);
         self.metrics.events.inc_by(applied.objects as u64);
         let streams = self.streams.lock();
+        if !self.loaded.swap(true, Ordering::Release) {
+            streams.values().for_each(|stream| stream.wake());
+        }
         for id in applied.touched {
             if let Some(stream) = streams.get(&id.stream) {
                 stream.touch(id.id, now);
             }
         }
         applied.warnings
+    }
+
+    /// Whether a first state is there.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
     }
 
     /// Reads the index.

@@ -78,6 +78,11 @@ impl Shared {
         self.wake.notify_one();
     }
 
+    /// Has the stream look at what is due.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     pub(super) fn describe(&self, now: Instant) -> Proxy {
         let due = self.due.lock();
         let unsent = due.since.values().copied();
@@ -179,8 +184,8 @@ impl Stream {
         let mut bundle_due = false;
         let mut ready = None;
         loop {
-            if ready.is_none() && !bundle_due {
-                ready = self.next();
+            if ready.is_none() && !bundle_due && self.state.is_loaded() {
+                ready = self.shared.next_due();
             }
             let has_work = bundle_due || ready.is_some();
             tokio::select! {
@@ -214,10 +219,6 @@ impl Stream {
                 () = outgoing.closed() => return Ok(()),
             }
         }
-    }
-
-    fn next(&self) -> Option<(u64, Instant)> {
-        self.shared.next_due()
     }
 
     fn request(&mut self, request: WatchRequest) -> Result<(), Status> {
@@ -316,5 +317,56 @@ fn target(target: Option<subscribe::Target>) -> Result<Target, Status> {
             .ok_or_else(|| Status::invalid_argument("authority must be host:port")),
         Some(subscribe::Target::Inbound(_)) => Ok(Target::Inbound),
         None => Err(Status::invalid_argument("subscription without a target")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn shared() -> Shared {
+        let identity = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        Shared::new(&Caller::default(), &identity, String::new())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_to_one_subscription_are_one_message_as_old_as_the_first() {
+        let (shared, first) = (shared(), Instant::now());
+        for second in 0..1000 {
+            shared.touch(1, first + Duration::from_secs(second));
+            shared.touch(2, first + Duration::from_secs(second));
+        }
+        assert_eq!(shared.next_due(), Some((1, first)));
+        assert_eq!(shared.next_due(), Some((2, first)));
+        assert_eq!(shared.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_is_behind_until_it_confirms_the_newest_version() {
+        let (shared, start) = (shared(), Instant::now());
+        let later = start + Duration::from_secs(5);
+        shared.sent(1, 1, start);
+        shared.sent(1, 2, later);
+        let behind = |at| (shared.describe(at).behind, shared.describe(at).behind_seconds);
+        assert_eq!(behind(later), (1, 5.0));
+        assert_eq!(shared.acked(1, 0), None, "confirms nothing that was sent");
+        assert_eq!(shared.acked(1, 1), Some(start));
+        assert_eq!(behind(later), (1, 0.0));
+        assert_eq!(shared.acked(1, 2), Some(later));
+        assert_eq!(behind(later), (0, 0.0));
+        assert_eq!(shared.acked(1, 2), None, "counted once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn opening_and_closing_without_reading_stays_bounded() {
+        let shared = shared();
+        for id in 0..100_000 {
+            shared.touch(id, Instant::now());
+            shared.forget(id);
+        }
+        assert!(shared.due.lock().order.len() <= 2 * MAX_SUBSCRIPTIONS + 1);
+        assert_eq!(shared.next_due(), None);
     }
 }

@@ -195,3 +195,71 @@ fn inbound(policy: &Inbound) -> pb::InboundPolicy {
         ports: policy.ports.iter().map(port).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::index::{Name, answer::Head};
+
+    /// Endpoints by the last byte of their address, in two versions each.
+    fn snapshot(endpoints: &BTreeMap<u8, bool>) -> Snapshot {
+        let endpoint = |(last, zone): (&u8, &bool)| {
+            Arc::new(Endpoint {
+                address: SocketAddr::from(([10, 244, 0, *last], 80)),
+                identity: None,
+                pod: None,
+                owner: String::new(),
+                node: String::new(),
+                zone: if *zone { "a" } else { "b" }.to_owned(),
+                for_zones: Vec::new(),
+            })
+        };
+        let head = Head {
+            service: Name::new("shop", "orders"),
+            port: 80,
+            port_name: String::new(),
+            protocol: Protocol::Detect,
+            policy: crate::index::policy::Policy::default(),
+            node_local: false,
+        };
+        Snapshot { head: Arc::new(head), endpoints: endpoints.iter().map(endpoint).collect() }
+    }
+
+    type Addressed = BTreeMap<(Vec<u8>, u32), pb::Endpoint>;
+
+    fn addressed(endpoints: Vec<pb::Endpoint>) -> Addressed {
+        let key = |e: &pb::Endpoint| e.address.clone().map(|a| (a.ip, a.port)).unwrap();
+        endpoints.into_iter().map(|e| (key(&e), e)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_sequence_of_deltas_ends_where_a_snapshot_would(
+            states in prop::collection::vec(
+                prop::collection::btree_map(0u8..12, any::<bool>(), 0..10), 1..8
+            )
+        ) {
+            let snapshots: Vec<Snapshot> = states.iter().map(snapshot).collect();
+            let mut seen = addressed(service(&snapshots[0]).endpoints);
+            for pair in snapshots.windows(2) {
+                let Some(watch_response::Kind::Endpoints(delta)) =
+                    delta(1, 1, &pair[0], &pair[1]).kind
+                else {
+                    panic!("no delta");
+                };
+                for gone in delta.remove {
+                    prop_assert!(seen.remove(&(gone.ip, gone.port)).is_some(), "was never there");
+                }
+                for (key, endpoint) in addressed(delta.upsert) {
+                    prop_assert!(seen.get(&key) != Some(&endpoint), "unchanged, yet sent");
+                    seen.insert(key, endpoint);
+                }
+                prop_assert_eq!(&seen, &addressed(service(&pair[1]).endpoints));
+            }
+        }
+    }
+}

@@ -79,6 +79,20 @@ impl Object {
         Key { kind, namespace, name: meta.name.clone().unwrap_or_default() }
     }
 
+    /// Whether it says the same as another; shared objects are not looked into.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let shared = match (self, other) {
+            (Self::Namespace(a), Self::Namespace(b)) => Arc::ptr_eq(a, b),
+            (Self::Service(a), Self::Service(b)) => Arc::ptr_eq(a, b),
+            (Self::Pod(a), Self::Pod(b)) => Arc::ptr_eq(a, b),
+            (Self::Deployment(a), Self::Deployment(b)) => Arc::ptr_eq(a, b),
+            (Self::EndpointSlice(a), Self::EndpointSlice(b)) => Arc::ptr_eq(a, b),
+            _ => return false,
+        };
+        shared || self == other
+    }
+
     /// Its kind.
     #[must_use]
     pub fn kind(&self) -> Kind {

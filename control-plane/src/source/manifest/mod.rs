@@ -65,13 +65,15 @@ pub fn load(dirs: &[PathBuf]) -> Result<Objects, Vec<Problem>> {
 pub struct Loader {
     dirs: Vec<PathBuf>,
     cache: HashMap<PathBuf, (file::Stamp, Arc<Parsed>)>,
+    /// How often a file was read, appeared or went.
+    changes: u64,
 }
 
 impl Loader {
     /// A loader that has read nothing yet.
     #[must_use]
     pub fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { dirs, cache: HashMap::new() }
+        Self { dirs, cache: HashMap::new(), changes: 0 }
     }
 
     /// The state of the directories now.
@@ -98,17 +100,25 @@ impl Loader {
                 Err(problem) => problems.push(problem),
             }
         }
+        self.changes += self.cache.keys().filter(|path| !fresh.contains_key(*path)).count() as u64;
         self.cache = fresh;
         merge(&parsed, problems)
     }
 
-    fn read(&self, path: &Path) -> Result<Option<(file::Stamp, Arc<Parsed>)>, Problem> {
+    /// A number that grows whenever a file's content may have changed, appeared or gone.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    fn read(&mut self, path: &Path) -> Result<Option<(file::Stamp, Arc<Parsed>)>, Problem> {
         let Some(stamp) = file::stamp(path)? else { return Ok(None) };
         if let Some((known, parsed)) = self.cache.get(path)
             && *known == stamp
         {
             return Ok(Some((stamp, Arc::clone(parsed))));
         }
+        self.changes += 1;
         Ok(file::read(path)?.map(|parsed| (stamp, Arc::new(parsed))))
     }
 }
@@ -199,16 +209,23 @@ impl Objects {
     #[must_use]
     pub fn resolved(&self) -> BTreeMap<Key, Object> {
         let pods = self.pods();
+        let mut by_label: HashMap<(&str, &str, &str), Vec<&Arc<Pod>>> = HashMap::new();
+        for (key, pod) in &pods {
+            for (label, value) in pod.metadata.labels.iter().flatten() {
+                by_label.entry((&key.namespace, label, value)).or_default().push(pod);
+            }
+        }
         let mut out = self.all.clone();
         for service in self.services() {
             let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
-            let first =
-                Key { kind: Kind::Pod, namespace: namespace.to_owned(), name: String::new() };
-            let neighbours = pods
-                .range(first..)
-                .take_while(|(key, _)| key.namespace == namespace)
-                .map(|(_, pod)| pod);
-            for slice in endpoints::slices(service, neighbours) {
+            let selector = service.spec.iter().flat_map(|spec| spec.selector.iter().flatten());
+            // The rarest label leaves the fewest pods to look at.
+            let candidates = selector
+                .map(|(label, value)| {
+                    by_label.get(&(namespace, label, value)).map_or(&[][..], Vec::as_slice)
+                })
+                .min_by_key(|pods| pods.len());
+            for slice in endpoints::slices(service, candidates.into_iter().flatten().copied()) {
                 let slice = Object::EndpointSlice(Arc::new(slice));
                 out.insert(slice.key(), slice);
             }

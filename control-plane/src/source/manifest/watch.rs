@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(50);
 /// How often everything is looked at without a notification: for file systems that send none, and
 /// for directories that come into being later.
-const POLL: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_secs(5);
 
 /// What came out of looking at the directories.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub enum Loaded {
 pub struct Differ {
     loader: Loader,
     last: Option<BTreeMap<Key, Object>>,
+    /// [`Loader::changes`] when `last` was made; with no change since, nothing need be compared.
+    seen: u64,
     /// Problems last reported, so that a file that stays bad is reported once.
     reported: Vec<Problem>,
     warned: HashSet<String>,
@@ -47,7 +49,13 @@ impl Differ {
     /// Nothing loaded yet.
     #[must_use]
     pub fn new(dirs: Vec<PathBuf>) -> Self {
-        Self { loader: Loader::new(dirs), last: None, reported: Vec::new(), warned: HashSet::new() }
+        Self {
+            loader: Loader::new(dirs),
+            last: None,
+            seen: 0,
+            reported: Vec::new(),
+            warned: HashSet::new(),
+        }
     }
 
     /// Looks at the directories; `None` where nothing changed.
@@ -60,7 +68,11 @@ impl Differ {
                 return Some(Loaded::Bad(problems));
             }
         };
-        self.reported.clear();
+        let recovered = !std::mem::take(&mut self.reported).is_empty();
+        if self.last.is_some() && !recovered && self.seen == self.loader.changes() {
+            return None;
+        }
+        self.seen = self.loader.changes();
         for warning in &objects.warnings {
             if self.warned.len() < 10_000 && self.warned.insert(warning.to_string()) {
                 tracing::warn!(%warning, "manifest");
@@ -80,7 +92,7 @@ fn difference(last: &BTreeMap<Key, Object>, now: BTreeMap<Key, Object>) -> Vec<E
     let gone = last.keys().filter(|key| !now.contains_key(key)).cloned().map(Event::Delete);
     let mut events: Vec<Event> = gone.collect();
     for (key, object) in now {
-        if last.get(&key) != Some(&object) {
+        if !last.get(&key).is_some_and(|old| old.is_same(&object)) {
             events.push(Event::Apply(object));
         }
     }
@@ -108,8 +120,8 @@ pub async fn watch(
     loop {
         // Watch before looking, so that no change falls between.
         watched.refresh(&mut watcher, &dirs);
-        // Reading files blocks for milliseconds; nothing else depends on this thread's promptness
-        // more than on the new state.
+        // Blocks for as long as reading the changed files takes: nothing else that this thread does
+        // is more urgent than the new state.
         if let Some(loaded) = differ.load() {
             on(loaded);
         }
@@ -165,5 +177,60 @@ impl Watched {
                 "no file watch, changes are seen by polling; raise fs.inotify.max_user_watches"
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+
+    /// Well under [`POLL`]: what comes in time came by notification.
+    async fn next(out: &mut mpsc::Receiver<Loaded>) -> Loaded {
+        tokio::time::timeout(POLL - Duration::from_secs(1), out.recv()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_comes_later_and_is_replaced_as_a_whole_is_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("manifests");
+        let (drain, draining) = drain::Drain::new();
+        let (tell, mut out) = mpsc::channel(16);
+        let on = move |loaded| tell.try_send(loaded).unwrap();
+        let task = tokio::spawn(draining.track(watch(vec![dir.clone()], on, draining.clone())));
+        assert!(matches!(next(&mut out).await, Loaded::Bad(_)), "missing");
+
+        let staged = |name: &str, text: &str| {
+            let staged = temp.path().join(name);
+            fs::create_dir(&staged).unwrap();
+            fs::write(staged.join("a.yaml"), text).unwrap();
+            staged
+        };
+        fs::rename(staged("one", NAMESPACE), &dir).unwrap();
+        assert!(matches!(next(&mut out).await, Loaded::First(_)));
+
+        let two = staged("two", &NAMESPACE.replace("shop", "other"));
+        fs::rename(&dir, temp.path().join("old")).unwrap();
+        fs::rename(two, &dir).unwrap();
+        let events = loop {
+            match next(&mut out).await {
+                // The moment in between may be seen; it changes nothing.
+                Loaded::Bad(_) => {}
+                Loaded::Changed(events) => break events,
+                Loaded::First(_) => panic!("only once"),
+            }
+        };
+        assert_eq!(events.len(), 2);
+
+        // The new directory is watched, not the one that was moved away.
+        let edited = dir.join(".a.yaml.swp");
+        fs::write(&edited, NAMESPACE).unwrap();
+        fs::rename(edited, dir.join("a.yaml")).unwrap();
+        assert!(matches!(next(&mut out).await, Loaded::Changed(_)));
+        assert_eq!(drain.drain(Duration::from_secs(5)).await, drain::Drained::Clean);
+        task.await.unwrap().unwrap().unwrap();
     }
 }
