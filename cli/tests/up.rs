@@ -1,6 +1,8 @@
 //! `remora up` and `remora exec` as people run them: real processes, real namespaces. Every test
 //! runs as root and, where this is possible, as an ordinary user; what cannot run says why.
 
+#![allow(clippy::unwrap_used, reason = "the functions that tests share are tests too")]
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},

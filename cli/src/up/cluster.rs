@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject, Service};
+use k8s_openapi::api::core::v1::{Pod as PodObject, Service};
 use notify::Watcher;
 use parking_lot::{Mutex, RwLock};
+use remora_injector::ProxySettings;
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::{Notify, OnceCell, broadcast},
@@ -187,7 +188,7 @@ impl Cluster {
         loop {
             let wanted: BTreeSet<Key> = {
                 let desired = self.shared.desired.lock();
-                desired.pods.iter().map(|pod| key(&pod.object.metadata)).collect()
+                desired.pods.iter().map(|pod| key(&pod.metadata)).collect()
             };
             let pods = self.pods();
             let ready =
@@ -304,14 +305,14 @@ impl Shared {
         let objects: Vec<_> = {
             let desired = self.desired.lock();
             let ips = self.cluster_ips.lock();
-            let namespaces = desired.namespaces.values().map(resolved::namespace);
+            let namespaces = desired.namespaces.values().map(resolved::value);
             let services = desired.services.iter().map(|s| {
-                let ip = ips.get(&key(&s.object.metadata)).copied().flatten();
-                resolved::service(&s.object, ip)
+                let ip = ips.get(&key(&s.metadata)).copied().flatten();
+                resolved::service(s, ip)
             });
-            let others = desired.others.iter().map(|o| o.object.clone());
+            let slices = desired.slices.iter().map(resolved::value);
             let pods = pods.iter().filter_map(|pod| resolved::pod(pod));
-            namespaces.chain(services).chain(others).chain(pods).collect()
+            namespaces.chain(services).chain(slices).chain(pods).collect()
         };
         if let Err(error) = published.resolved.update(objects.into_iter()) {
             let dir = published.resolved.dir().display().to_string();
@@ -343,11 +344,11 @@ impl Shared {
         let desired = self.desired.lock();
         let ips = self.cluster_ips.lock();
         let entries = desired.services.iter().map(|service| {
-            let ip = ips.get(&key(&service.object.metadata)).copied().flatten();
-            let mut entry = Entry::new(&service.object, ip);
+            let ip = ips.get(&key(&service.metadata)).copied().flatten();
+            let mut entry = Entry::new(service, ip);
             let picked = pods.iter().filter(|pod| {
                 pod.key.0 == entry.key.0
-                    && services::selects(&service.object, pod.object.metadata.labels.as_ref())
+                    && services::selects(service, pod.object.metadata.labels.as_ref())
             });
             entry.backends = picked.filter_map(|pod| backend(pod)).collect();
             entry.backends.sort_by_key(|backend| backend.address);
@@ -372,19 +373,19 @@ impl Shared {
         manifests: Manifests,
         cluster_ips: BTreeMap<Key, Option<Ipv4Addr>>,
     ) {
-        for kind in &manifests.ignored {
-            self.warn_once(format!("objects of kind {kind} have no meaning here; ignored"));
+        for warning in &manifests.warnings {
+            self.warn_once(warning.clone());
         }
         let images = |pod: &PodObject| {
             pod.spec.iter().flat_map(|spec| &spec.containers).any(|c| c.image.is_some())
         };
-        if manifests.pods.iter().any(|pod| images(&pod.object)) {
+        if manifests.pods.iter().any(images) {
             self.warn_once(
                 "container images are not used: `command` and `args` run as local processes".into(),
             );
         }
         let with_addresses = manifests.services.iter().map(|service| {
-            let mut object = service.object.clone();
+            let mut object = service.clone();
             if let Some(ip) = cluster_ips.get(&key(&object.metadata)).copied().flatten() {
                 object.spec.get_or_insert_default().cluster_ip = Some(ip.to_string());
             }
@@ -402,16 +403,7 @@ impl Shared {
         if self.stopping.is_cancelled() {
             return;
         }
-        let wanted: BTreeMap<Key, (PodObject, bool, String)> = {
-            let desired = self.desired.lock();
-            let pods = desired.pods.iter().map(|pod| {
-                let key = key(&pod.object.metadata);
-                let meshed = self.meshed(&pod.object, desired.namespaces.get(&key.0));
-                let revision = serde_json::to_string(&pod.object).unwrap_or_default();
-                (key, (pod.object.clone(), meshed, format!("{meshed} {revision}")))
-            });
-            pods.collect()
-        };
+        let wanted = self.wanted();
         let mut pods = self.pods.lock();
         let mut rolling: BTreeSet<(String, String)> = pods
             .values()
@@ -421,7 +413,7 @@ impl Shared {
         for (key, pod) in &*pods {
             match wanted.get(key) {
                 None => pod.stop.cancel(),
-                Some((_, _, revision)) if *revision == pod.revision => {}
+                Some(wanted) if wanted.revision == pod.revision => {}
                 Some(_) => {
                     // Of a Deployment one pod is replaced at a time; those that are not ready
                     // serve nobody and are replaced at once.
@@ -433,23 +425,46 @@ impl Shared {
                 }
             }
         }
-        for (key, (object, meshed, revision)) in wanted {
+        for (key, wanted) in wanted {
             // One of the same name that is on its way out comes first.
             pods.entry(key.clone()).or_insert_with(|| {
-                let pod = Arc::new(Pod::new(key, object, revision, meshed));
+                let Wanted { object, sidecar, revision } = wanted;
+                let pod = Arc::new(Pod::new(key, object, revision, sidecar));
                 self.tasks.spawn(live_and_go(Arc::clone(&pod), Arc::clone(self)));
                 pod
             });
         }
     }
 
-    fn meshed(&self, pod: &PodObject, namespace: Option<&Namespace>) -> bool {
-        mesh::wants_sidecar(pod, namespace).unwrap_or_else(|problem| {
-            let (namespace, name) = key(&pod.metadata);
-            self.warn_once(format!("pod {namespace}/{name}: no sidecar: {problem}"));
-            false
-        })
+    /// The pods that the manifests ask for. One that was to have a sidecar but cannot is left
+    /// out, as the webhook refuses it in a cluster.
+    fn wanted(&self) -> BTreeMap<Key, Wanted> {
+        let desired = self.desired.lock();
+        let mut wanted = BTreeMap::new();
+        for object in &desired.pods {
+            let key = key(&object.metadata);
+            let place = format!("pod {}/{}", key.0, key.1);
+            match mesh::sidecar(object, desired.namespaces.get(&key.0)) {
+                Ok((sidecar, warnings)) => {
+                    for warning in warnings {
+                        self.warn_once(format!("{place}: {warning}"));
+                    }
+                    let manifest = serde_json::to_string(object).unwrap_or_default();
+                    let revision = format!("{manifest} {sidecar:?}");
+                    wanted.insert(key, Wanted { object: object.clone(), sidecar, revision });
+                }
+                Err(problem) => self.warn_once(format!("{place} is not started: {problem}")),
+            }
+        }
+        wanted
     }
+}
+
+/// A pod that the manifests ask for.
+struct Wanted {
+    object: PodObject,
+    sidecar: Option<ProxySettings>,
+    revision: String,
 }
 
 async fn live_and_go(pod: Arc<Pod>, shared: Arc<Shared>) {
@@ -519,7 +534,7 @@ fn status(pod: &Pod) -> PodStatus {
         address: live.address,
         ready: pod.is_ready() && live.terminating.is_none(),
         terminating: live.terminating.is_some() || pod.stop.is_cancelled(),
-        meshed: pod.meshed,
+        meshed: pod.sidecar.is_some(),
         restarts: live.containers.iter().map(|c| c.process.restarts()).sum(),
         proxy_pid: live.proxy.as_ref().and_then(Kept::pid),
     }
