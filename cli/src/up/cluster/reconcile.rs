@@ -50,6 +50,12 @@ impl Shared {
                 "container images are not used: `command` and `args` run as local processes".into(),
             );
         }
+        let volumes = |pod: &PodObject| {
+            pod.spec.as_ref().is_some_and(|spec| spec.volumes.iter().flatten().next().is_some())
+        };
+        if manifests.pods.iter().any(volumes) {
+            self.warn_once("volumes are ignored: containers see this machine's files".into());
+        }
         let with_addresses = manifests.services.iter().map(|service| {
             let mut object = service.clone();
             if let Some(ip) = cluster_ips.get(&key(&object.metadata)).copied().flatten() {
