@@ -1,6 +1,8 @@
 //! `remora up` and `remora exec` as people run them: real processes, real namespaces. Every test
 //! runs as root and, where this is possible, as an ordinary user; what cannot run says why.
 
+#![allow(clippy::unwrap_used, reason = "the functions that tests share are tests too")]
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -235,7 +237,7 @@ fn edits_take_effect_and_bad_ones_leave_all_as_it_is() {
         up.wait_ready(&["shop/orders-0", "other/client"]);
         up.edit(&orders(2));
         up.wait_ready(&["shop/orders-1"]);
-        up.edit("kind: Pod\nmetadata: {name: BAD}\n");
+        up.edit("apiVersion: v1\nkind: Pod\nmetadata: {name: BAD}\n");
         up.wait_for(&["a.yaml", "BAD", "stays"]);
         assert!(ask(&up, "shop/orders-1", "orders").starts_with("orders-"));
         up.edit(&orders(1));
@@ -264,6 +266,43 @@ fn a_container_that_dies_is_started_again() {
         up.wait_for(&["shop/orders-0", "container app", "status 137", "starting it again"]);
         up.wait_ready(&["shop/orders-0"]);
         assert_eq!(ask(&up, "shop/orders-0", "orders"), "orders-0");
+    });
+}
+
+#[test]
+fn meshed_pods_speak_mtls_and_get_a_dead_proxy_back() {
+    both(|who| {
+        let manifests = format!(
+            "{}{}{}",
+            "apiVersion: v1\nkind: Namespace\n\
+             metadata: {name: shop, annotations: {remora.io/inject: enabled}}\n---",
+            orders(2),
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {name: caller, namespace: shop}\n\
+             spec: {containers: [{name: c, command: [sleep, \"1000\"]}]}\n",
+        );
+        let Some(up) = Up::start("meshed", who, &manifests, &[]) else { return };
+        up.wait_ready(&["shop/orders-0", "shop/orders-1", "other/client"]);
+        for _ in 0..10 {
+            assert!(ask(&up, "shop/caller", "orders").starts_with("orders-"));
+        }
+        let metrics = "import urllib.request as u; \
+                       print(u.urlopen('http://127.0.0.1:4191/metrics').read().decode())";
+        let metrics = up.stdout("shop/caller", &["/usr/bin/python3", "-c", metrics]);
+        let outbound = "remora_tcp_connections_total{direction=\"outbound\",tls=\"mtls\"} ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(outbound));
+        assert!(count.is_some_and(|n| n.parse::<u64>().unwrap() > 0), "{metrics}");
+        // A pod without a sidecar reaches meshed ones all the same.
+        assert!(ask(&up, "other/client", "orders.shop").starts_with("orders-"));
+
+        let proxy = ["pkill", "-9", "-f", "--", "proxy .*--pod-name orders-0"];
+        up.stdout("shop/orders-0", &proxy);
+        up.wait_for(&["pod shop/orders-0: proxy ended with status 137", "starting it again"]);
+        up.wait_ready(&["shop/orders-0"]);
+        assert!(ask(&up, "shop/caller", "orders").starts_with("orders-"));
+
+        up.stdout("other/client", &["pkill", "-9", "-f", "^/proc/self/exe control-plane"]);
+        up.wait_for(&["control plane ended with status 137", "starting it again"]);
+        assert!(ask(&up, "shop/caller", "orders").starts_with("orders-"));
     });
 }
 

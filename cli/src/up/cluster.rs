@@ -1,21 +1,20 @@
 //! All pods and Services of a stage: makes what runs follow the manifests, and tells DNS, the
 //! node's translation and the control plane what is so.
 
+mod reconcile;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject, Service};
-use notify::Watcher;
+use k8s_openapi::api::core::v1::Service;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::{Notify, OnceCell, broadcast},
-    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,8 +32,6 @@ use super::{
     state::{StateDir, write_atomic},
 };
 
-/// An editor writes a file in several steps; this long without one, and the directory is read.
-const SETTLE: Duration = Duration::from_millis(100);
 /// Events that a slow listener may be behind.
 const EVENTS: usize = 1024;
 
@@ -104,6 +101,7 @@ pub struct Shared {
     plane_stop: CancellationToken,
     events: broadcast::Sender<Event>,
     reconcile: Notify,
+    gone: Notify,
     warned: Mutex<BTreeSet<String>>,
 }
 
@@ -153,11 +151,12 @@ impl Cluster {
             plane_stop: CancellationToken::new(),
             events: broadcast::channel(EVENTS).0,
             reconcile: Notify::new(),
+            gone: Notify::new(),
             warned: Mutex::default(),
             state: options.state,
         });
         shared.accept(manifests, cluster_ips).await;
-        tokio::spawn(follow(Arc::clone(&shared)));
+        tokio::spawn(reconcile::follow(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -187,7 +186,7 @@ impl Cluster {
         loop {
             let wanted: BTreeSet<Key> = {
                 let desired = self.shared.desired.lock();
-                desired.pods.iter().map(|pod| key(&pod.object.metadata)).collect()
+                desired.pods.iter().map(|pod| key(&pod.metadata)).collect()
             };
             let pods = self.pods();
             let ready =
@@ -258,8 +257,13 @@ impl Cluster {
         for pod in shared.pods.lock().values() {
             pod.stop.cancel();
         }
-        while !shared.pods.lock().is_empty() {
-            shared.reconcile.notified().await;
+        loop {
+            // Made before the look, so that none that goes in between is missed.
+            let gone = shared.gone.notified();
+            if shared.pods.lock().is_empty() {
+                break;
+            }
+            gone.await;
         }
         shared.plane_stop.cancel();
         shared.tasks.close();
@@ -304,14 +308,14 @@ impl Shared {
         let objects: Vec<_> = {
             let desired = self.desired.lock();
             let ips = self.cluster_ips.lock();
-            let namespaces = desired.namespaces.values().map(resolved::namespace);
+            let namespaces = desired.namespaces.values().map(resolved::value);
             let services = desired.services.iter().map(|s| {
-                let ip = ips.get(&key(&s.object.metadata)).copied().flatten();
-                resolved::service(&s.object, ip)
+                let ip = ips.get(&key(&s.metadata)).copied().flatten();
+                resolved::service(s, ip)
             });
-            let others = desired.others.iter().map(|o| o.object.clone());
+            let slices = desired.slices.iter().map(resolved::value);
             let pods = pods.iter().filter_map(|pod| resolved::pod(pod));
-            namespaces.chain(services).chain(others).chain(pods).collect()
+            namespaces.chain(services).chain(slices).chain(pods).collect()
         };
         if let Err(error) = published.resolved.update(objects.into_iter()) {
             let dir = published.resolved.dir().display().to_string();
@@ -323,7 +327,7 @@ impl Shared {
                     let address = pod.live().address.map_or_else(String::new, |a| a.to_string());
                     self.announce(&pod, &format!("is ready at {address}"), Event::Ready);
                     // A rollout may go on with the next pod.
-                    self.reconcile.notify_waiters();
+                    self.reconcile.notify_one();
                 }
                 Some(false) => self.announce(&pod, "is not ready any more", Event::NotReady),
                 None => {}
@@ -343,11 +347,11 @@ impl Shared {
         let desired = self.desired.lock();
         let ips = self.cluster_ips.lock();
         let entries = desired.services.iter().map(|service| {
-            let ip = ips.get(&key(&service.object.metadata)).copied().flatten();
-            let mut entry = Entry::new(&service.object, ip);
+            let ip = ips.get(&key(&service.metadata)).copied().flatten();
+            let mut entry = Entry::new(service, ip);
             let picked = pods.iter().filter(|pod| {
                 pod.key.0 == entry.key.0
-                    && services::selects(&service.object, pod.object.metadata.labels.as_ref())
+                    && services::selects(service, pod.object.metadata.labels.as_ref())
             });
             entry.backends = picked.filter_map(|pod| backend(pod)).collect();
             entry.backends.sort_by_key(|backend| backend.address);
@@ -356,144 +360,6 @@ impl Shared {
         let mut services: Vec<_> = entries.collect();
         services.sort_by(|a, b| a.key.cmp(&b.key));
         Table { services }
-    }
-
-    async fn reload(self: &Arc<Self>) -> Result<(), Vec<String>> {
-        let manifests = manifests::load(&self.manifests)?;
-        let had = self.cluster_ips.lock().clone();
-        let cluster_ips = services::allocate(&manifests.services, &had)?;
-        self.accept(manifests, cluster_ips).await;
-        Ok(())
-    }
-
-    /// Puts manifests in force.
-    async fn accept(
-        self: &Arc<Self>,
-        manifests: Manifests,
-        cluster_ips: BTreeMap<Key, Option<Ipv4Addr>>,
-    ) {
-        for kind in &manifests.ignored {
-            self.warn_once(format!("objects of kind {kind} have no meaning here; ignored"));
-        }
-        let images = |pod: &PodObject| {
-            pod.spec.iter().flat_map(|spec| &spec.containers).any(|c| c.image.is_some())
-        };
-        if manifests.pods.iter().any(|pod| images(&pod.object)) {
-            self.warn_once(
-                "container images are not used: `command` and `args` run as local processes".into(),
-            );
-        }
-        let with_addresses = manifests.services.iter().map(|service| {
-            let mut object = service.object.clone();
-            if let Some(ip) = cluster_ips.get(&key(&object.metadata)).copied().flatten() {
-                object.spec.get_or_insert_default().cluster_ip = Some(ip.to_string());
-            }
-            object
-        });
-        *self.services.write() = with_addresses.collect();
-        *self.cluster_ips.lock() = cluster_ips;
-        *self.desired.lock() = manifests;
-        self.reconcile();
-        self.publish().await;
-    }
-
-    /// Starts and stops pods so that they become what the manifests ask for.
-    fn reconcile(self: &Arc<Self>) {
-        if self.stopping.is_cancelled() {
-            return;
-        }
-        let wanted: BTreeMap<Key, (PodObject, bool, String)> = {
-            let desired = self.desired.lock();
-            let pods = desired.pods.iter().map(|pod| {
-                let key = key(&pod.object.metadata);
-                let meshed = self.meshed(&pod.object, desired.namespaces.get(&key.0));
-                let revision = serde_json::to_string(&pod.object).unwrap_or_default();
-                (key, (pod.object.clone(), meshed, format!("{meshed} {revision}")))
-            });
-            pods.collect()
-        };
-        let mut pods = self.pods.lock();
-        let mut rolling: BTreeSet<(String, String)> = pods
-            .values()
-            .filter(|pod| !pod.is_ready() || pod.stop.is_cancelled())
-            .filter_map(|pod| Some((pod.key.0.clone(), pod.owner.clone()?)))
-            .collect();
-        for (key, pod) in &*pods {
-            match wanted.get(key) {
-                None => pod.stop.cancel(),
-                Some((_, _, revision)) if *revision == pod.revision => {}
-                Some(_) => {
-                    // Of a Deployment one pod is replaced at a time; those that are not ready
-                    // serve nobody and are replaced at once.
-                    let group = pod.owner.clone().map(|owner| (key.0.clone(), owner));
-                    let free = group.is_none_or(|group| rolling.insert(group));
-                    if free || !pod.is_ready() {
-                        pod.stop.cancel();
-                    }
-                }
-            }
-        }
-        for (key, (object, meshed, revision)) in wanted {
-            // One of the same name that is on its way out comes first.
-            pods.entry(key.clone()).or_insert_with(|| {
-                let pod = Arc::new(Pod::new(key, object, revision, meshed));
-                self.tasks.spawn(live_and_go(Arc::clone(&pod), Arc::clone(self)));
-                pod
-            });
-        }
-    }
-
-    fn meshed(&self, pod: &PodObject, namespace: Option<&Namespace>) -> bool {
-        mesh::wants_sidecar(pod, namespace).unwrap_or_else(|problem| {
-            let (namespace, name) = key(&pod.metadata);
-            self.warn_once(format!("pod {namespace}/{name}: no sidecar: {problem}"));
-            false
-        })
-    }
-}
-
-async fn live_and_go(pod: Arc<Pod>, shared: Arc<Shared>) {
-    pod::run(Arc::clone(&pod), Arc::clone(&shared)).await;
-    shared.pods.lock().remove(&pod.key);
-    shared.publish().await;
-    shared.announce(&pod, "is gone", Event::Gone);
-    shared.reconcile();
-    shared.reconcile.notify_waiters();
-}
-
-/// Follows the directory, and pods that make room for their successors.
-async fn follow(shared: Arc<Shared>) {
-    let changed = Arc::new(Notify::new());
-    let tell = Arc::clone(&changed);
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Our own reading is no change.
-        if !matches!(event, Ok(notify::Event { kind: notify::EventKind::Access(_), .. })) {
-            tell.notify_one();
-        }
-    });
-    let watching = watcher.and_then(|mut watcher| {
-        watcher.watch(&shared.manifests, notify::RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    if let Err(error) = &watching {
-        shared.console.say(&format!("edits of the manifests will not be noticed: {error}"));
-    }
-    let mut last = Vec::new();
-    loop {
-        tokio::select! {
-            () = shared.stopping.cancelled() => return,
-            () = shared.reconcile.notified() => shared.reconcile(),
-            () = changed.notified() => {
-                sleep(SETTLE).await;
-                let problems = shared.reload().await.err().unwrap_or_default();
-                if problems != last {
-                    for problem in &problems {
-                        shared.console.say(&format!("{problem} (what was in force stays)"));
-                    }
-                    last = problems;
-                }
-            }
-        }
     }
 }
 
@@ -519,7 +385,7 @@ fn status(pod: &Pod) -> PodStatus {
         address: live.address,
         ready: pod.is_ready() && live.terminating.is_none(),
         terminating: live.terminating.is_some() || pod.stop.is_cancelled(),
-        meshed: pod.meshed,
+        meshed: pod.sidecar.is_some(),
         restarts: live.containers.iter().map(|c| c.process.restarts()).sum(),
         proxy_pid: live.proxy.as_ref().and_then(Kept::pid),
     }

@@ -1,69 +1,64 @@
 //! What the mesh's own crates do for `up`: the one place where their functions are called.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use remora_core::{
-    names::{PROXY_MARK, PROXY_UID, annotations, ports},
-    settings::{InvalidAnnotation, PortSet, parse_subnets, read},
-};
+use remora_core::names::{PROXY_MARK, PROXY_UID};
+use remora_injector::{Decision, NamespaceInfo, ProxySettings, Settings, decide};
 use remora_proxy::redirect::{self, Exempt, RedirectConfig, ServiceNat, ServiceVip};
 
-use super::{error::Error, services::Vip};
+use super::{error::Error, manifests::key, services::Vip};
 
-/// Whether a pod gets a sidecar; `Err` is a warning, the pod then gets none.
+/// Whether a pod gets a sidecar, and with which settings: the injector's own decision, with what
+/// its owner should know.
 ///
 /// # Errors
-/// Where an annotation cannot be read.
-pub fn wants_sidecar(pod: &Pod, namespace: Option<&Namespace>) -> Result<bool, String> {
-    use remora_core::settings::{Inject, read};
-    let of = |map: Option<&std::collections::BTreeMap<String, String>>| match map {
-        None => Ok(None),
-        Some(map) => {
-            read(map, annotations::INJECT, str::parse::<Inject>).map_err(|e| e.to_string())
-        }
+/// Where a sidecar was asked for but cannot be given. Such a pod must not run without one.
+pub fn sidecar(
+    pod: &Pod,
+    namespace: Option<&Namespace>,
+) -> Result<(Option<ProxySettings>, Vec<String>), String> {
+    let namespace = NamespaceInfo {
+        name: key(&pod.metadata).0,
+        annotations: namespace.and_then(|n| n.metadata.annotations.clone()).unwrap_or_default(),
     };
-    let pod = of(pod.metadata.annotations.as_ref())?;
-    let namespace = of(namespace.and_then(|n| n.metadata.annotations.as_ref()))?;
-    Ok(pod.or(namespace) == Some(Inject::Enabled))
+    match decide(pod, &namespace, &Settings::default()) {
+        Decision::Inject(plan) => Ok((Some(plan.proxy), plan.warnings)),
+        Decision::Skip(_) => Ok((None, Vec::new())),
+        Decision::Refuse(refusal) => Err(refusal.to_string()),
+    }
 }
 
 /// Puts the redirect rules of a pod in force, in the network namespace of the calling thread.
 ///
 /// # Errors
-/// Where an annotation cannot be read or the kernel refuses.
-pub fn redirect(pod: &Pod, one_user: bool) -> Result<(), Error> {
-    let none = BTreeMap::new();
-    let map = pod.metadata.annotations.as_ref().unwrap_or(&none);
-    let annotation = |e: InvalidAnnotation| Error::Mesh(e.to_string());
-    let ports = |key| read(map, key, str::parse::<PortSet>).map_err(annotation);
+/// Where the kernel refuses.
+pub fn redirect(settings: &ProxySettings, one_user: bool) -> Result<(), Error> {
     let config = RedirectConfig {
-        outbound_port: ports::OUTBOUND,
-        inbound_port: ports::INBOUND,
-        admin_port: ports::PROXY_ADMIN,
         exempt: if one_user { Exempt::Mark(PROXY_MARK) } else { Exempt::Uid(PROXY_UID) },
-        skip_inbound: ports(annotations::SKIP_INBOUND_PORTS)?.unwrap_or_default(),
-        skip_outbound: ports(annotations::SKIP_OUTBOUND_PORTS)?.unwrap_or_default(),
-        skip_subnets: read(map, annotations::SKIP_SUBNETS, parse_subnets)
-            .map_err(annotation)?
-            .unwrap_or_default(),
+        skip_inbound: settings.skip_inbound_ports.clone(),
+        skip_outbound: settings.skip_outbound_ports.clone(),
+        skip_subnets: settings.skip_subnets.clone(),
+        ..RedirectConfig::default()
     };
-    redirect::apply(&config).map_err(|e| Error::Mesh(e.to_string()))
+    redirect::apply(&config).map_err(|error| Error::Network {
+        what: "intercept the pod's connections".into(),
+        problem: error.to_string(),
+    })
 }
 
-/// Translates Service addresses on the node, for pods without a sidecar.
+/// Translates Service addresses on the node, for pods without a sidecar. TCP only.
 ///
 /// # Errors
 /// Where the kernel refuses.
 pub fn translate(vips: &[Vip]) -> Result<(), Error> {
-    let services = vips
-        .iter()
-        .filter(|vip| !vip.udp)
-        .map(|vip| ServiceVip {
-            vip: vip.address.into(),
-            port: vip.port,
-            endpoints: vip.targets.iter().map(|target| SocketAddr::from(*target)).collect(),
-        })
-        .collect();
-    ServiceNat::new(services).apply().map_err(|e| Error::Mesh(e.to_string()))
+    let vips = vips.iter().filter(|vip| !vip.udp).map(|vip| ServiceVip {
+        vip: IpAddr::V4(vip.address),
+        port: vip.port,
+        endpoints: vip.targets.iter().copied().map(SocketAddr::from).collect(),
+    });
+    ServiceNat::new(vips.collect()).apply().map_err(|error| Error::Network {
+        what: "translate Service addresses".into(),
+        problem: error.to_string(),
+    })
 }

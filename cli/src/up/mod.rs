@@ -84,7 +84,13 @@ pub struct Options {
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let dir = fs::canonicalize(&args.dir).doing(|| format!("read {}", args.dir.display()))?;
     // Before anything is made: what is wrong is said in one place, by one process.
-    manifests::load(&dir).map_err(Error::Manifests)?;
+    let manifests = manifests::load(&dir).map_err(Error::Manifests)?;
+    if manifests.pods.is_empty() && manifests.services.is_empty() {
+        return Err(Error::Manifests(vec![format!(
+            "{}: no manifests; put files ending in .yaml, .yml or .json there",
+            dir.display()
+        )]));
+    }
     let publish = args.publish.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>()?;
     let state = StateDir::create(&args.name)?;
     let mut program: Vec<OsString> = vec!["up-stage".into(), "--dir".into(), dir.into()];

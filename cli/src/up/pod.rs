@@ -11,6 +11,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Container, Pod as PodObject, PodSpec};
 use parking_lot::Mutex;
+use remora_injector::ProxySettings;
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +46,8 @@ pub struct Pod {
     pub revision: String,
     /// The Deployment it is of.
     pub owner: Option<String>,
-    /// Whether it has a sidecar.
-    pub meshed: bool,
+    /// Settings of its sidecar, where it has one.
+    pub sidecar: Option<ProxySettings>,
     /// Cancelled when it shall go.
     pub stop: CancellationToken,
     live: Mutex<Live>,
@@ -85,11 +86,16 @@ pub struct ContainerLive {
 impl Pod {
     /// A pod that is about to begin.
     #[must_use]
-    pub fn new(key: Key, object: PodObject, revision: String, meshed: bool) -> Self {
+    pub fn new(
+        key: Key,
+        object: PodObject,
+        revision: String,
+        sidecar: Option<ProxySettings>,
+    ) -> Self {
         let owners = object.metadata.owner_references.iter().flatten();
         let owner = owners.map(|owner| owner.name.clone()).next();
         let (stop, live) = (CancellationToken::new(), Mutex::default());
-        Self { key, object, revision, owner, meshed, stop, live }
+        Self { key, object, revision, owner, sidecar, stop, live }
     }
 
     /// What is so at the moment.
@@ -135,7 +141,7 @@ impl Live {
         self.address.is_some()
             && self.containers.len() == containers
             && self.containers.iter().all(|container| container.ready)
-            && (!pod.meshed || self.proxy_ready)
+            && (pod.sidecar.is_none() || self.proxy_ready)
     }
 }
 
@@ -175,9 +181,10 @@ async fn life(pod: &Arc<Pod>, shared: &Arc<Shared>, address: Ipv4Addr) -> Result
     let proxy_stop = CancellationToken::new();
     let mut proxy = JoinSet::new();
     let up = async {
-        if pod.meshed {
-            let kept = sidecar::start(pod, shared, anchor.pid(), address, &proxy_stop, &mut proxy);
-            let kept = kept.await?;
+        if let Some(settings) = &pod.sidecar {
+            let place = sidecar::Place { anchor: anchor.pid(), address };
+            let started = sidecar::start(pod, settings, shared, place, &proxy_stop, &mut proxy);
+            let kept = started.await?;
             pod.update(|live| live.proxy = Some(kept.clone()));
             let (watched, shared) = (Arc::clone(pod), Arc::clone(shared));
             proxy.spawn(sidecar::watch(watched, shared, kept, address, proxy_stop.clone()));

@@ -8,8 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::Service;
 use remora_core::names::annotations;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{net::NODE, pod::Pod, state::write_atomic};
@@ -63,16 +64,16 @@ impl Resolved {
     }
 }
 
-/// A Namespace as the API would show it.
+/// An object as the API would show it, with its kind.
 #[must_use]
-pub fn namespace(object: &Namespace) -> Value {
-    typed(object, "Namespace")
+pub fn value<T: Serialize>(object: &T) -> Value {
+    serde_json::to_value(object).unwrap_or_else(|_| json!({}))
 }
 
 /// A Service with its cluster address.
 #[must_use]
 pub fn service(object: &Service, cluster_ip: Option<Ipv4Addr>) -> Value {
-    let mut value = typed(object, "Service");
+    let mut value = value(object);
     if let Some(ip) = cluster_ip {
         value["spec"]["clusterIP"] = json!(ip);
         value["spec"]["clusterIPs"] = json!([ip]);
@@ -85,11 +86,11 @@ pub fn service(object: &Service, cluster_ip: Option<Ipv4Addr>) -> Value {
 pub fn pod(pod: &Pod) -> Option<Value> {
     let live = pod.live();
     let address = live.address?;
-    let mut value = typed(&pod.object, "Pod");
+    let mut value = value(&pod.object);
     let ready = if pod.is_ready() { "True" } else { "False" };
     value["metadata"]["namespace"] = json!(pod.key.0);
     value["spec"]["nodeName"] = json!(super::NODE_NAME);
-    if pod.meshed {
+    if pod.sidecar.is_some() {
         value["metadata"]["annotations"][annotations::INJECTED] = json!(env!("CARGO_PKG_VERSION"));
     }
     if let Some(since) = &live.terminating {
@@ -106,13 +107,6 @@ pub fn pod(pod: &Pod) -> Option<Value> {
         ],
     });
     Some(value)
-}
-
-fn typed<T: serde::Serialize>(object: &T, kind: &str) -> Value {
-    let mut value = serde_json::to_value(object).unwrap_or_else(|_| json!({}));
-    value["apiVersion"] = json!("v1");
-    value["kind"] = json!(kind);
-    value
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 
-use super::manifests::{Key, Sourced, key};
+use super::manifests::{Key, key};
 
 /// First 16 bits of the cluster addresses that are given out.
 const CLUSTER_IPS: [u8; 2] = [10, 96];
@@ -165,17 +165,17 @@ pub fn selects(service: &Service, labels: Option<&BTreeMap<String, String>>) -> 
 /// had, else one that follows from its name. `None` for those that have none.
 ///
 /// # Errors
-/// One line for each Service whose address cannot be given, with its file.
+/// One line for each Service whose address cannot be given.
 pub fn allocate(
-    services: &[Sourced<Service>],
+    services: &[Service],
     had: &BTreeMap<Key, Option<Ipv4Addr>>,
 ) -> Result<BTreeMap<Key, Option<Ipv4Addr>>, Vec<String>> {
     let mut given: BTreeMap<Key, Option<Ipv4Addr>> = BTreeMap::new();
     let mut owners: BTreeMap<Ipv4Addr, Key> = BTreeMap::new();
     let mut problems = Vec::new();
-    for Sourced { object, file } in services {
-        let key = key(&object.metadata);
-        match asked(object) {
+    for service in services {
+        let key = key(&service.metadata);
+        match asked(service) {
             Asked::Any => {}
             Asked::Nothing => {
                 given.insert(key, None);
@@ -184,7 +184,7 @@ pub fn allocate(
                 let usable = text.parse::<Ipv4Addr>().ok().filter(|ip| {
                     !ip.is_loopback() && !ip.is_multicast() && ip.octets()[..2] != [10, 244]
                 });
-                let place = format!("{}: Service {}/{}", file.display(), key.0, key.1);
+                let place = format!("Service {}/{}", key.0, key.1);
                 match usable {
                     None => problems.push(format!(
                         "{place}: spec.clusterIP {text:?} cannot be used; choose one of \
@@ -207,8 +207,8 @@ pub fn allocate(
     // In the order of names, so that the addresses do not depend on the files' order.
     let open: BTreeSet<Key> = services
         .iter()
-        .filter(|s| matches!(asked(&s.object), Asked::Any))
-        .map(|s| key(&s.object.metadata))
+        .filter(|service| matches!(asked(service), Asked::Any))
+        .map(|service| key(&service.metadata))
         .collect();
     let (kept, fresh): (Vec<_>, Vec<_>) =
         open.into_iter().partition(|key| matches!(had.get(key), Some(Some(_))));
@@ -262,9 +262,9 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn service(name: &str, ip: Option<&str>) -> Sourced<Service> {
+    fn service(name: &str, ip: Option<&str>) -> Service {
         let object = json!({"metadata": {"name": name}, "spec": {"clusterIP": ip}});
-        Sourced { object: serde_json::from_value(object).unwrap(), file: "s.yaml".into() }
+        serde_json::from_value(object).unwrap()
     }
 
     #[test]
@@ -279,11 +279,11 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_names_the_file_and_the_owner() {
+    fn a_conflict_names_both() {
         let both = [service("a", Some("10.96.0.1")), service("b", Some("10.96.0.1"))];
         let problems = allocate(&both, &BTreeMap::new()).unwrap_err();
         assert_eq!(problems.len(), 1);
-        assert!(problems[0].starts_with("s.yaml: Service default/b"), "{problems:?}");
+        assert!(problems[0].starts_with("Service default/b"), "{problems:?}");
         assert!(problems[0].contains("taken by default/a"), "{problems:?}");
         for bad in ["10.244.0.9", "banana", "127.0.0.1", "::1"] {
             assert!(allocate(&[service("a", Some(bad))], &BTreeMap::new()).is_err(), "{bad}");

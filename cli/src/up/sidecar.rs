@@ -10,7 +10,8 @@ use std::{
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
-use remora_core::names::{self, annotations, ports};
+use remora_core::names::{self, ports};
+use remora_injector::ProxySettings;
 use tokio::{process::Command, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +20,9 @@ use super::{
     cluster::Shared,
     console::Log,
     error::{Doing, Error},
-    mesh, net,
-    net::NODE,
+    manifests::Key,
+    mesh,
+    net::{self, NODE},
     pod::Pod,
     probe,
     process::{Kept, Program, Restart, keep},
@@ -32,40 +34,46 @@ pub const POLL: Duration = Duration::from_millis(25);
 const STEADY_POLL: Duration = Duration::from_secs(1);
 /// Time for an answer.
 const ANSWER: Duration = Duration::from_secs(1);
-/// Default of `config.remora.io/shutdown-grace-period`.
-const DRAIN: Duration = Duration::from_secs(30);
+
+/// Where a sidecar runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Process that holds the pod's namespaces.
+    pub anchor: u32,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+}
 
 /// Starts the sidecar of a pod.
 ///
 /// # Errors
 /// Where the token cannot be written or the rules cannot be put in force.
 pub async fn start(
-    pod: &Arc<Pod>,
+    pod: &Pod,
+    settings: &ProxySettings,
     shared: &Arc<Shared>,
-    anchor: u32,
-    address: Ipv4Addr,
+    place: Place,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<Kept, Error> {
     shared.plane().await;
     let (namespace, name) = &pod.key;
     let token = Token::issue(pod, shared)?;
-    let (object, one_user) = (pod.object.clone(), shared.one_user);
-    net::inside(anchor, move || mesh::redirect(&object, one_user)).await??;
+    let (rules, one_user) = (settings.clone(), shared.one_user);
+    net::inside(place.anchor, move || mesh::redirect(&rules, one_user)).await??;
     let log = shared.state.path("logs").join(format!("{namespace}_{name}.proxy.log"));
-    let grace = grace(pod);
-    let settings = Settings {
-        pod: Arc::clone(pod),
-        anchor,
-        address,
+    let grace = settings.shutdown_grace_period;
+    let proxy = Proxy {
+        key: pod.key.clone(),
+        settings: settings.clone(),
+        place,
         token,
         bundle: shared.state.path("proxies").join("trust-bundle.pem"),
-        one_user: shared.one_user,
-        grace,
+        one_user,
     };
     let program = Program {
         label: format!("pod {namespace}/{name}: proxy"),
-        command: Box::new(move || settings.command()),
+        command: Box::new(move || proxy.command()),
         log: Log::at(&log),
         prefix: None,
         restart: Restart::Always,
@@ -106,20 +114,20 @@ pub async fn watch(
     }
 }
 
-struct Settings {
-    pod: Arc<Pod>,
-    anchor: u32,
-    address: Ipv4Addr,
+struct Proxy {
+    key: Key,
+    settings: ProxySettings,
+    place: Place,
     token: Token,
     bundle: PathBuf,
     one_user: bool,
-    grace: Duration,
 }
 
-impl Settings {
+impl Proxy {
     fn command(&self) -> Command {
-        let (namespace, name) = &self.pod.key;
+        let (namespace, name) = &self.key;
         let mut words: Vec<String> = vec!["/proc/self/exe".into(), "proxy".into()];
+        let grace = self.settings.shutdown_grace_period;
         let mut flag = |name: &str, value: String| words.extend([name.to_owned(), value]);
         let loopback = Ipv4Addr::LOCALHOST;
         flag("--outbound-listen", format!("{loopback}:{0},[::1]:{0}", ports::OUTBOUND));
@@ -130,30 +138,19 @@ impl Settings {
         flag("--token-file", self.token.file.display().to_string());
         flag("--pod-namespace", namespace.clone());
         flag("--pod-name", name.clone());
-        flag("--pod-ips", self.address.to_string());
+        flag("--pod-ips", self.place.address.to_string());
         flag("--node", super::NODE_NAME.into());
-        flag("--workers", "1".into());
-        flag("--shutdown-grace-period", format!("{}s", self.grace.as_secs()));
+        flag("--workers", self.settings.resources.workers().to_string());
+        flag("--shutdown-grace-period", format!("{}ms", grace.as_millis()));
         if self.one_user {
             flag("--mark", format!("{:#x}", names::PROXY_MARK));
         }
         let uid = (!self.one_user).then_some(names::PROXY_UID);
-        let mut command = command_in(self.anchor, Path::new("/"), uid, &words);
-        if let Some(level) = annotation(&self.pod, annotations::PROXY_LOG_LEVEL) {
-            command.env(names::env::LOG, level);
-        }
+        let mut command = command_in(self.place.anchor, Path::new("/"), uid, &words);
+        command.env(names::env::LOG, &self.settings.log_level);
+        command.env(names::env::ACCESS_LOG, self.settings.access_log.to_string());
         command
     }
-}
-
-fn grace(pod: &Pod) -> Duration {
-    annotation(pod, annotations::SHUTDOWN_GRACE_PERIOD)
-        .and_then(|text| remora_core::settings::parse_duration(&text).ok())
-        .unwrap_or(DRAIN)
-}
-
-fn annotation(pod: &Pod, name: &str) -> Option<String> {
-    pod.object.metadata.annotations.as_ref()?.get(name).cloned()
 }
 
 /// The token is the pod's proof; the registry knows its hash.

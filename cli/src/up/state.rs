@@ -74,6 +74,7 @@ impl StateDir {
         if meta.uid() != geteuid().as_raw() || !meta.is_dir() {
             return Err(Error::ForeignDirectory { path: base });
         }
+        sweep(&base);
         let dir = Self::at(base.join(name));
         make(dir.root()).doing(|| format!("create {}", dir.root.display()))?;
         let lock = dir.lock().doing(|| format!("open {}", dir.path("lock").display()))?;
@@ -154,6 +155,19 @@ pub fn write_atomic(path: &Path, text: &[u8]) -> io::Result<()> {
     part.push(".part");
     fs::write(&part, text)?;
     fs::rename(&part, path)
+}
+
+/// Removes what killed predecessors of other names left: nobody holds its lock.
+fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let dir = StateDir::at(entry.path());
+        // One that is being made has no such file yet.
+        if dir.path("stage.pid").exists()
+            && let Ok(Some(_lock)) = dir.lock()
+        {
+            let _ = fs::remove_dir_all(dir.root());
+        }
+    }
 }
 
 fn base() -> PathBuf {
