@@ -107,21 +107,16 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The shop did not come up.
-    #[error("the shop is not ready after {waited:?}: {missing}; the logs are in {}", logs.display())]
+    #[error("the shop is not ready after {waited:?}: {missing}")]
     NotReady {
         /// How long the story waited.
         waited: Duration,
         /// What is missing.
         missing: String,
-        /// Where to look.
-        logs: PathBuf,
     },
     /// The load generator is gone.
-    #[error("the load generator ended; its log is in {}", logs.display())]
-    LoadEnded {
-        /// Where to look.
-        logs: PathBuf,
-    },
+    #[error("the load generator has ended")]
+    LoadEnded,
     /// The mesh itself.
     #[error("{0}")]
     Mesh(String),

@@ -162,8 +162,8 @@ async fn tell<C: Cluster>(
 ) -> Result<bool, Error> {
     let mut stop = std::pin::pin!(stop);
     let story = async {
-        let (values, logs) = (place.values.clone(), place.logs.clone());
-        let mut story = Story::begin(cluster, values, logs, args.pace(), screen).await?;
+        let values = place.values.clone();
+        let mut story = Story::begin(cluster, values, args.pace(), screen).await?;
         let summary = story.tell(mode).await?;
         Ok((story, summary))
     };

@@ -226,7 +226,6 @@ impl<C: Cluster> Story<C> {
         let pod = pods.get(nth).ok_or_else(|| Error::NotReady {
             waited: Duration::ZERO,
             missing: format!("orders has only {} replicas", pods.len()),
-            logs: self.logs.clone(),
         })?;
         Ok((pod.name.clone(), pods.len()))
     }

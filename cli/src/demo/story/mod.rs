@@ -5,7 +5,7 @@ mod feed;
 mod verdict;
 mod window;
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -119,7 +119,6 @@ struct Counters {
 pub(crate) struct Story<C> {
     cluster: C,
     values: Values,
-    logs: PathBuf,
     pace: Pace,
     screen: Screen,
     feed: Feed,
@@ -142,17 +141,15 @@ impl<C: Cluster> Story<C> {
     pub(crate) async fn begin(
         mut cluster: C,
         values: Values,
-        logs: PathBuf,
-        pace: Pace,
+            pace: Pace,
         mut screen: Screen,
     ) -> Result<Self, Error> {
         screen.say("The shop opens: web → orders × 3 → inventory × 2, and a ticker.");
-        wait_for_cast(&mut cluster, &logs).await?;
+        wait_for_cast(&mut cluster).await?;
         let mut story = Self {
             feed: Feed::listen(&values.report)?,
             cluster,
             values,
-            logs,
             pace,
             screen,
             whole: Window::default(),
@@ -196,8 +193,7 @@ impl<C: Cluster> Story<C> {
                 } else {
                     format!("calls fail: {}", why.join("; "))
                 };
-                let logs = self.logs.clone();
-                return Err(Error::NotReady { waited: WARMS_WITHIN, missing, logs });
+                return Err(Error::NotReady { waited: WARMS_WITHIN, missing });
             }
             self.observe(LOOK_EVERY).await?;
         }
@@ -211,7 +207,7 @@ impl<C: Cluster> Story<C> {
             tokio::select! {
                 report = self.feed.next() => {
                     let Some(report) = report else {
-                        return Err(Error::LoadEnded { logs: self.logs.clone() });
+                        return Err(Error::LoadEnded);
                     };
                     self.whole.take(&report);
                     self.settled.take(&report);
@@ -302,7 +298,7 @@ impl<C: Cluster> Story<C> {
     }
 }
 
-async fn wait_for_cast(cluster: &mut impl Cluster, logs: &std::path::Path) -> Result<(), Error> {
+async fn wait_for_cast(cluster: &mut impl Cluster) -> Result<(), Error> {
     let limit = Instant::now() + STARTS_WITHIN;
     loop {
         let missing = missing(&cluster.pods().await?);
@@ -313,7 +309,6 @@ async fn wait_for_cast(cluster: &mut impl Cluster, logs: &std::path::Path) -> Re
             return Err(Error::NotReady {
                 waited: STARTS_WITHIN,
                 missing: missing.join(", "),
-                logs: logs.to_owned(),
             });
         }
         tokio::time::sleep(LOOK_EVERY).await;
