@@ -218,7 +218,8 @@ fn summary_lines(summary: &Summary, paint: Paint) -> Vec<String> {
     };
     lines.push(String::new());
     lines.push(format!(
-        "{end} {:.0} s at {} calls per second; latency counts from the time a call was due.",
+        "{end} {:.0} s at {} calls per second to web and a few to the other Services; latency \
+         counts from the time a call was due.",
         summary.seconds, summary.rate
     ));
     lines

@@ -13,6 +13,8 @@ use super::{
     Chapter, Check, LOOK_EVERY, Measured, Story, Summary, verdict,
 };
 
+/// Time for every replica to have answered, even one that began with a slow answer.
+const ALL_SERVE_WITHIN: Duration = Duration::from_secs(10);
 /// What the slow replica adds to each answer.
 const SLOW: u64 = 250;
 /// Time for a new replica to become ready, and for a leaving one to be gone.
@@ -73,6 +75,10 @@ impl<C: Cluster> Story<C> {
         let replicas: Vec<_> =
             self.pods_of("orders").await?.into_iter().map(|pod| pod.name).collect();
         self.watch(self.pace.steady).await?;
+        let limit = began + ALL_SERVE_WITHIN;
+        while replicas.iter().any(|pod| self.whole.answers_of(pod) == 0) && Instant::now() < limit {
+            self.watch(LOOK_EVERY).await?;
+        }
         let measured = self.measured().await?;
         let checks = verdict::steady(&measured, &replicas);
         let expected = "all three replicas of orders serve, and nothing fails";

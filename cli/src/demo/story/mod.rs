@@ -71,7 +71,7 @@ impl Pace {
     };
     /// For continuous integration.
     pub(crate) const SHORT: Self = Self {
-        warm_up: Duration::from_millis(500),
+        warm_up: Duration::from_millis(1000),
         steady: Duration::from_millis(1000),
         reaction: Duration::from_millis(700),
         effect: Duration::from_millis(1000),
@@ -90,7 +90,7 @@ pub(crate) struct Summary {
     pub(crate) mode: &'static str,
     /// Length of the story.
     pub(crate) seconds: f64,
-    /// Calls per second that the load made.
+    /// Calls per second to web over kept connections.
     pub(crate) rate: u32,
     pub(crate) chapters: Vec<Chapter>,
 }
@@ -141,7 +141,7 @@ impl<C: Cluster> Story<C> {
     pub(crate) async fn begin(
         mut cluster: C,
         values: Values,
-            pace: Pace,
+        pace: Pace,
         mut screen: Screen,
     ) -> Result<Self, Error> {
         screen.say("The shop opens: web → orders × 3 → inventory × 2, and a ticker.");
@@ -306,10 +306,7 @@ async fn wait_for_cast(cluster: &mut impl Cluster) -> Result<(), Error> {
             return Ok(());
         }
         if Instant::now() > limit {
-            return Err(Error::NotReady {
-                waited: STARTS_WITHIN,
-                missing: missing.join(", "),
-            });
+            return Err(Error::NotReady { waited: STARTS_WITHIN, missing: missing.join(", ") });
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
