@@ -11,12 +11,14 @@ mod cluster;
 mod load;
 mod loopback;
 mod manifests;
+mod meshed;
 mod proxies;
 mod screen;
 pub mod shop;
 mod story;
 
 use std::{
+    ffi::OsString,
     future::Future,
     io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
@@ -27,6 +29,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use cluster::Error;
+pub use meshed::{StageArgs, run_stage};
 
 use cluster::Cluster;
 use manifests::Values;
@@ -62,9 +65,16 @@ impl Args {
         if self.short { Pace::SHORT } else { Pace::FULL }
     }
 
+    /// The same as a command line.
+    fn flags(&self) -> Vec<OsString> {
+        let switches = [(self.short, "--short"), (self.json, "--json"), (self.keep, "--keep")];
+        let mut flags = vec![format!("--rate={}", self.rate).into()];
+        flags.extend(switches.into_iter().filter(|(on, _)| *on).map(|(_, flag)| flag.into()));
+        flags
+    }
+
     /// Validity of the sidecars' certificates in this demo.
-    #[must_use]
-    pub fn leaf_lifetime(&self) -> Duration {
+    fn leaf_lifetime(&self) -> Duration {
         self.pace().leaf_lifetime
     }
 }
@@ -103,17 +113,26 @@ impl Place {
 pub fn run(args: &Args) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let told = match runtime {
-        Ok(runtime) => runtime.block_on(on_one_network(args)),
+        Ok(runtime) => runtime.block_on(play(args)),
         Err(error) => Err(Error::Mesh(format!("no runtime: {error}"))),
     };
     match told {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("remora: demo: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// In namespaces where the machine allows them, else on one network.
+async fn play(args: &Args) -> Result<u8, Error> {
+    if !args.one_network
+        && let Some(code) = meshed::run(args).await?
+    {
+        return Ok(code);
+    }
+    Ok(u8::from(!on_one_network(args).await?))
 }
 
 /// The fallback.
