@@ -23,8 +23,11 @@ pub(crate) trait Cluster {
     /// The shop's pods, those included that are starting or ending.
     async fn pods(&mut self) -> Result<Vec<Pod>, Error>;
 
-    /// Kills the control plane and lets it come back after that time.
-    async fn kill_control_plane(&mut self, away: Duration) -> Result<(), Error>;
+    /// Kills the control plane and keeps it from coming back.
+    async fn kill_control_plane(&mut self) -> Result<(), Error>;
+
+    /// Lets the control plane come back.
+    async fn revive_control_plane(&mut self) -> Result<(), Error>;
 
     /// What a person can try while the mesh stays up, a line each.
     fn to_try(&self, pods: &[Pod]) -> Vec<String>;
@@ -104,21 +107,16 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The shop did not come up.
-    #[error("the shop is not ready after {waited:?}: {missing}; the logs are in {}", logs.display())]
+    #[error("the shop is not ready after {waited:?}: {missing}")]
     NotReady {
         /// How long the story waited.
         waited: Duration,
         /// What is missing.
         missing: String,
-        /// Where to look.
-        logs: PathBuf,
     },
     /// The load generator is gone.
-    #[error("the load generator ended; its log is in {}", logs.display())]
-    LoadEnded {
-        /// Where to look.
-        logs: PathBuf,
-    },
+    #[error("the load generator has ended")]
+    LoadEnded,
     /// The mesh itself.
     #[error("{0}")]
     Mesh(String),

@@ -1,9 +1,6 @@
 //! The terminal: a few lines that live where it is one, plain lines where it is not.
 
-use std::{
-    collections::BTreeSet,
-    io::{self, IsTerminal, Write},
-};
+use std::{collections::BTreeSet, io::Write};
 
 use super::story::{CHAPTERS, Chapter, Summary, Window, percent};
 
@@ -12,7 +9,7 @@ const BAR: usize = 24;
 /// Replicas shown.
 const MAX_BARS: usize = 8;
 
-/// Where the story is shown.
+/// Where the story is shown: standard output, or standard error where that is kept for JSON.
 pub(crate) struct Screen {
     out: Box<dyn Write>,
     /// Lines may be drawn over.
@@ -56,17 +53,13 @@ impl Paint {
 }
 
 impl Screen {
-    /// Standard output, or standard error where that is kept for JSON. Colours follow
+    /// A screen on that output; `terminal` says whether it is one. Colours follow
     /// <https://no-color.org>.
-    pub(crate) fn new(json: bool) -> Self {
-        let (out, terminal): (Box<dyn Write>, _) = if json {
-            (Box::new(io::stderr()), io::stderr().is_terminal())
-        } else {
-            (Box::new(io::stdout()), io::stdout().is_terminal())
-        };
+    pub(crate) fn new(out: Box<dyn Write>, terminal: bool) -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { out, live: terminal && !dumb, paint: Paint(terminal && !dumb && !plain), drawn: 0 }
+        let live = terminal && !dumb;
+        Self { out, live, paint: Paint(live && !plain), drawn: 0 }
     }
 
     /// One line that stays.
@@ -225,7 +218,8 @@ fn summary_lines(summary: &Summary, paint: Paint) -> Vec<String> {
     };
     lines.push(String::new());
     lines.push(format!(
-        "{end} {:.0} s at {} calls per second; latency counts from the time a call was due.",
+        "{end} {:.0} s at {} calls per second to web and a few to the other Services; latency \
+         counts from the time a call was due.",
         summary.seconds, summary.rate
     ));
     lines

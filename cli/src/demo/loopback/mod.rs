@@ -38,8 +38,8 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Loopback {
     manifests: PathBuf,
     pods: Arc<Mutex<Vec<Pod>>>,
-    /// For how long the control plane is to be away.
-    kill: mpsc::Sender<Duration>,
+    /// Whether the control plane is to run.
+    control_plane: mpsc::Sender<bool>,
 }
 
 /// The side that owns the processes.
@@ -65,9 +65,12 @@ impl Cluster for Loopback {
         Ok(self.pods.lock().clone())
     }
 
-    async fn kill_control_plane(&mut self, away: Duration) -> Result<(), Error> {
-        let gone = |_| Error::Mesh("the demo's processes are no longer looked after".into());
-        self.kill.send(away).await.map_err(gone)
+    async fn kill_control_plane(&mut self) -> Result<(), Error> {
+        self.want_control_plane(false).await
+    }
+
+    async fn revive_control_plane(&mut self) -> Result<(), Error> {
+        self.want_control_plane(true).await
     }
 
     fn to_try(&self, pods: &[Pod]) -> Vec<String> {
@@ -77,6 +80,13 @@ impl Cluster for Loopback {
             format!("curl http://{}/metrics", web.admin),
             format!("edit {}", self.manifests.join("orders.yaml").display()),
         ]
+    }
+}
+
+impl Loopback {
+    async fn want_control_plane(&self, wanted: bool) -> Result<(), Error> {
+        let gone = |_| Error::Mesh("the demo's processes are no longer looked after".into());
+        self.control_plane.send(wanted).await.map_err(gone)
     }
 }
 
@@ -98,11 +108,11 @@ pub(super) async fn start(
         manifests::replace(&files.resolved().join(name), &object.to_string())?;
     }
     let pods = Arc::new(Mutex::new(Vec::new()));
-    let (kill, killed) = mpsc::channel(4);
+    let (control_plane, wanted) = mpsc::channel(4);
     let stop = CancellationToken::new();
     let network = Network {
         control_plane: files.control_plane(values, block, leaf_lifetime),
-        away_until: None,
+        control_plane_wanted: true,
         remora: values.remora.clone(),
         files,
         block,
@@ -110,8 +120,8 @@ pub(super) async fn start(
         pods: BTreeMap::new(),
         seen: Arc::clone(&pods),
     };
-    let task = tokio::spawn(network.run(killed, stop.clone()));
-    Ok((Loopback { manifests, pods, kill }, Keeper { stop, task }))
+    let task = tokio::spawn(network.run(wanted, stop.clone()));
+    Ok((Loopback { manifests, pods, control_plane }, Keeper { stop, task }))
 }
 
 fn read(block: Block, manifests: &Path) -> Result<Shop, Error> {
@@ -168,8 +178,7 @@ struct Network {
     remora: PathBuf,
     manifests: PathBuf,
     control_plane: Process,
-    /// Not started again before.
-    away_until: Option<Instant>,
+    control_plane_wanted: bool,
     /// By the number of the slot.
     pods: BTreeMap<u8, Running>,
     seen: Arc<Mutex<Vec<Pod>>>,
@@ -184,15 +193,17 @@ struct Running {
 }
 
 impl Network {
-    async fn run(mut self, mut killed: mpsc::Receiver<Duration>, stop: CancellationToken) {
+    async fn run(mut self, mut wanted: mpsc::Receiver<bool>, stop: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(away) = killed.recv() => {
-                    self.away_until = Some(Instant::now() + away);
-                    self.control_plane.kill().await;
+                Some(wanted) = wanted.recv() => {
+                    self.control_plane_wanted = wanted;
+                    if !wanted {
+                        self.control_plane.kill().await;
+                    }
                 }
                 _ = tick.tick() => {}
             }
@@ -209,7 +220,7 @@ impl Network {
     }
 
     async fn tend(&mut self) -> Result<(), Error> {
-        if self.away_until.is_none_or(|until| Instant::now() >= until) {
+        if self.control_plane_wanted {
             self.control_plane.keep()?;
         }
         // The sidecars cannot do without the roots.

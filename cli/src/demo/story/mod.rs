@@ -5,7 +5,7 @@ mod feed;
 mod verdict;
 mod window;
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ impl Pace {
     };
     /// For continuous integration.
     pub(crate) const SHORT: Self = Self {
-        warm_up: Duration::from_millis(500),
+        warm_up: Duration::from_millis(1000),
         steady: Duration::from_millis(1000),
         reaction: Duration::from_millis(700),
         effect: Duration::from_millis(1000),
@@ -90,7 +90,7 @@ pub(crate) struct Summary {
     pub(crate) mode: &'static str,
     /// Length of the story.
     pub(crate) seconds: f64,
-    /// Calls per second that the load made.
+    /// Calls per second to web over kept connections.
     pub(crate) rate: u32,
     pub(crate) chapters: Vec<Chapter>,
 }
@@ -119,7 +119,6 @@ struct Counters {
 pub(crate) struct Story<C> {
     cluster: C,
     values: Values,
-    logs: PathBuf,
     pace: Pace,
     screen: Screen,
     feed: Feed,
@@ -142,17 +141,15 @@ impl<C: Cluster> Story<C> {
     pub(crate) async fn begin(
         mut cluster: C,
         values: Values,
-        logs: PathBuf,
         pace: Pace,
         mut screen: Screen,
     ) -> Result<Self, Error> {
         screen.say("The shop opens: web → orders × 3 → inventory × 2, and a ticker.");
-        wait_for_cast(&mut cluster, &logs).await?;
+        wait_for_cast(&mut cluster).await?;
         let mut story = Self {
             feed: Feed::listen(&values.report)?,
             cluster,
             values,
-            logs,
             pace,
             screen,
             whole: Window::default(),
@@ -196,8 +193,7 @@ impl<C: Cluster> Story<C> {
                 } else {
                     format!("calls fail: {}", why.join("; "))
                 };
-                let logs = self.logs.clone();
-                return Err(Error::NotReady { waited: WARMS_WITHIN, missing, logs });
+                return Err(Error::NotReady { waited: WARMS_WITHIN, missing });
             }
             self.observe(LOOK_EVERY).await?;
         }
@@ -211,7 +207,7 @@ impl<C: Cluster> Story<C> {
             tokio::select! {
                 report = self.feed.next() => {
                     let Some(report) = report else {
-                        return Err(Error::LoadEnded { logs: self.logs.clone() });
+                        return Err(Error::LoadEnded);
                     };
                     self.whole.take(&report);
                     self.settled.take(&report);
@@ -302,7 +298,7 @@ impl<C: Cluster> Story<C> {
     }
 }
 
-async fn wait_for_cast(cluster: &mut impl Cluster, logs: &std::path::Path) -> Result<(), Error> {
+async fn wait_for_cast(cluster: &mut impl Cluster) -> Result<(), Error> {
     let limit = Instant::now() + STARTS_WITHIN;
     loop {
         let missing = missing(&cluster.pods().await?);
@@ -310,11 +306,7 @@ async fn wait_for_cast(cluster: &mut impl Cluster, logs: &std::path::Path) -> Re
             return Ok(());
         }
         if Instant::now() > limit {
-            return Err(Error::NotReady {
-                waited: STARTS_WITHIN,
-                missing: missing.join(", "),
-                logs: logs.to_owned(),
-            });
+            return Err(Error::NotReady { waited: STARTS_WITHIN, missing: missing.join(", ") });
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

