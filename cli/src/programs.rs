@@ -28,6 +28,8 @@ enum Program {
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
 
+    /// Write sidecars into manifests, as the webhook does in a cluster.
+    Inject(remora_injector::cli::Args),
     /// The sidecar.
     Proxy(Logged<remora_proxy::config::Args>),
     /// Discovery and identity.
@@ -35,6 +37,9 @@ enum Program {
     /// Put the interception rules of a pod in force, or remove them.
     Redirect(remora_proxy::redirect::Args),
 
+    /// The part of `demo` that runs inside the stage.
+    #[command(hide = true)]
+    DemoStage(demo::StageArgs),
     /// The shop's programs.
     #[command(hide = true)]
     Shop(demo::shop::Args),
@@ -85,6 +90,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Up(args) => report(up::run(args)),
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
+        Program::DemoStage(args) => demo::run_stage(&args),
+        Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
         Program::Proxy(program) => report(proxy(program)),
         Program::ControlPlane(program) => report(control_plane(program)),
         Program::Redirect(args) => {
