@@ -130,7 +130,7 @@ impl Proxy {
         let grace = self.settings.shutdown_grace_period;
         let mut flag = |name: &str, value: String| words.extend([name.to_owned(), value]);
         let loopback = Ipv4Addr::LOCALHOST;
-        flag("--outbound-listen", format!("{loopback}:{0},[::1]:{0}", ports::OUTBOUND));
+        flag("--outbound-listen", format!("{loopback}:{0}", ports::OUTBOUND));
         flag("--inbound-listen", format!("0.0.0.0:{}", ports::INBOUND));
         flag("--admin-listen", format!("0.0.0.0:{}", ports::PROXY_ADMIN));
         flag("--control-plane", format!("{NODE}:{}", ports::CONTROL_PLANE));
