@@ -7,6 +7,9 @@
 //! that hits all of them does not crush the last one standing. A Service without breaker policy
 //! ejects nobody.
 //!
+//! **Which one.** Peak EWMA takes the cheaper of two, where their estimates differ by more than
+//! noise (a fifth, and a millisecond); otherwise the one with fewer requests in flight, or a coin.
+//!
 //! **Probes.** A request that comes upon an ejected endpoint whose penalty is over becomes its
 //! probe, if it is the first to ask; the probe is one ordinary request and goes to that endpoint
 //! whatever it costs. A request that already failed once is a probe only where it would otherwise
@@ -106,6 +109,11 @@ pub fn pick<E: AsRef<EndpointStats>>(
     ctx.pick_among_all(tried, rng)
 }
 
+/// Estimates (in seconds) up to this one are all the same: scheduling, not service.
+const NOISE_FLOOR: f64 = 0.001;
+/// Estimates within this share of the larger one are the same.
+const NOISE_SHARE: f64 = 0.2;
+
 struct Context<'a, E> {
     endpoints: &'a [Arc<E>],
     policy: &'a Policy,
@@ -138,7 +146,29 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
     }
 
     fn cheaper(&self, [a, b]: [usize; 2], rng: &mut fastrand::Rng) -> usize {
-        if a == b || self.cost(a, rng) <= self.cost(b, rng) { a } else { b }
+        // `a` is a random one of the two, so an equal cost is a fair coin.
+        let alike = a == b || self.alike(a, b);
+        let (first, second) = if alike {
+            (f64::from(self.stats(a).in_flight()), f64::from(self.stats(b).in_flight()))
+        } else {
+            (self.cost(a, rng), self.cost(b, rng))
+        };
+        if first <= second { a } else { b }
+    }
+
+    /// Whether the estimates of two endpoints differ by no more than noise. The faster of two
+    /// equals would otherwise take all of a sequential client's requests, and only its estimate
+    /// would ever be refreshed.
+    fn alike(&self, a: usize, b: usize) -> bool {
+        if self.policy.balancer.algorithm != Algorithm::PeakEwma {
+            return false;
+        }
+        let rtt = |index: usize| {
+            let stats = self.stats(index);
+            stats.load(self.now, &self.policy.balancer) / (f64::from(stats.in_flight()) + 1.0)
+        };
+        let (a, b) = (rtt(a), rtt(b));
+        a.max(b) <= NOISE_FLOOR || (a - b).abs() <= NOISE_SHARE * a.max(b)
     }
 
     fn cost(&self, index: usize, rng: &mut fastrand::Rng) -> f64 {
