@@ -1,0 +1,3 @@
+//! The data path: client, outbound proxy, mTLS, inbound proxy, application.
+
+mod http1;
