@@ -325,6 +325,8 @@ fn make(
     *request.uri_mut() = parts.uri.clone();
     *request.version_mut() = upstream_version(parts);
     *request.headers_mut() = parts.headers.clone();
+    // HTTP/1 field names as the client wrote them: hyper keeps their case here.
+    request.extensions_mut().clone_from(&parts.extensions);
     if earlier > 0 {
         request.headers_mut().insert(ATTEMPT, HeaderValue::from(earlier + 1));
     }
