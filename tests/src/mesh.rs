@@ -198,6 +198,14 @@ impl Mesh {
         std::fs::remove_file(self.manifest(&format!("pod-{}", pod.name))).expect("its manifest");
     }
 
+    /// Takes a Service out of the manifests.
+    ///
+    /// # Panics
+    /// Where it is not in them.
+    pub fn remove_service(&self, name: &str) {
+        std::fs::remove_file(self.manifest(&format!("service-{name}"))).expect("its manifest");
+    }
+
     fn manifest(&self, name: &str) -> PathBuf {
         self.dir.path().join("objects/manifests").join(format!("{name}.json"))
     }

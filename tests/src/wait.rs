@@ -21,10 +21,7 @@ pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
 ///
 /// # Panics
 /// Where that takes longer than [`PATIENCE`].
-pub async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     within(what, async {
         loop {
             if let Some(answer) = ask().await {
