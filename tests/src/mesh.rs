@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address::Block,
-    sidecar::{Sidecar, try_get},
+    sidecar::{Sidecar, sum, try_get},
     wait::{eventually, within},
     wire::App,
 };
@@ -41,6 +41,8 @@ pub struct Mesh {
     pub leaf_lifetime: Duration,
     /// How long sidecars wait for open requests when they end.
     pub grace: Duration,
+    /// Worker threads of each sidecar.
+    pub workers: u16,
     plane: Option<Plane>,
 }
 
@@ -110,14 +112,12 @@ impl Mesh {
             plane_ip,
             leaf_lifetime: Duration::from_secs(3600),
             grace: Duration::from_millis(200),
+            workers: 1,
             plane: None,
         };
-        mesh.write(
-            "namespace",
-            &json!({
-                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE},
-            }),
-        );
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+        mesh.write_raw("namespace", &namespace.to_string());
         mesh
     }
 
@@ -125,18 +125,25 @@ impl Mesh {
     ///
     /// Connecting may take long on a busy machine, so the bound is wide unless given.
     pub fn service(&self, name: &str, annotations: &[(&str, &str)]) {
+        self.write_service(name, annotations, None);
+    }
+
+    /// The same with an `appProtocol`.
+    pub fn service_speaking(&self, name: &str, protocol: &str) {
+        self.write_service(name, &[], Some(protocol));
+    }
+
+    fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
         let mut all = serde_json::Map::new();
         all.insert("timeout.remora.io/connect".into(), "10s".into());
         all.extend(annotations.iter().map(|(k, v)| ((*k).to_owned(), json!(v))));
-        self.write(
-            &format!("service-{name}"),
-            &json!({
-                "apiVersion": "v1", "kind": "Service",
-                "metadata": {"name": name, "namespace": NAMESPACE, "annotations": all},
-                "spec": {"selector": {"app": name},
-                         "ports": [{"port": SERVICE_PORT, "targetPort": POD_PORT}]},
-            }),
-        );
+        let port = json!({"port": SERVICE_PORT, "targetPort": POD_PORT, "appProtocol": protocol});
+        let object = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": NAMESPACE, "annotations": all},
+            "spec": {"selector": {"app": name}, "ports": [port]},
+        });
+        self.write_raw(&format!("service-{name}"), &object.to_string());
     }
 
     /// Writes a pod with a sidecar; the sidecar itself is started apart.
@@ -176,18 +183,16 @@ impl Mesh {
         if pod.meshed {
             annotations.insert(INJECTED.to_owned(), json!("test"));
         }
-        self.write(
-            &format!("pod-{}", pod.name),
-            &json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": pod.name, "namespace": NAMESPACE,
-                             "labels": {"app": pod.service}, "annotations": annotations},
-                "spec": {"serviceAccountName": pod.name, "containers": [
-                    {"name": "app", "ports": [{"containerPort": POD_PORT}]}]},
-                "status": {"phase": "Running", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}],
-                           "conditions": [{"type": "Ready", "status": "True"}]},
-            }),
-        );
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": pod.name, "namespace": NAMESPACE,
+                         "labels": {"app": pod.service}, "annotations": annotations},
+            "spec": {"serviceAccountName": pod.name, "containers": [
+                {"name": "app", "ports": [{"containerPort": POD_PORT}]}]},
+            "status": {"phase": "Running", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}],
+                       "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        self.write_raw(&format!("pod-{}", pod.name), &object.to_string());
     }
 
     /// Takes a pod out of the manifests.
@@ -210,10 +215,23 @@ impl Mesh {
         self.dir.path().join("objects/manifests").join(format!("{name}.json"))
     }
 
-    fn write(&self, name: &str, object: &Value) {
+    /// Writes a file of the manifests, whatever is in it, at once.
+    ///
+    /// # Panics
+    /// Where it cannot be written.
+    pub fn write_raw(&self, name: &str, text: &str) {
         let draft = self.dir.path().join(format!("{name}.draft"));
-        std::fs::write(&draft, object.to_string()).expect("a manifest");
+        std::fs::write(&draft, text).expect("a manifest");
         std::fs::rename(draft, self.manifest(name)).expect("a manifest in place");
+    }
+
+    /// Waits until a metric of the control plane is at least so much.
+    pub async fn plane_metric(&self, name: &str, least: u64) {
+        eventually(&format!("{name} >= {least}"), async || {
+            let (_, text) = try_get(self.plane_admin(), "/metrics").await?;
+            (sum(&text, name, &[]) >= least).then_some(())
+        })
+        .await;
     }
 
     /// Starts the control plane (again) and waits until it has read the manifests.
@@ -221,7 +239,7 @@ impl Mesh {
     /// # Panics
     /// Where it does not come up.
     pub async fn start_plane(&mut self) {
-        let admin = SocketAddr::from((self.plane_ip, 9990));
+        let admin = self.plane_admin();
         let args = remora_control_plane::Args {
             manifests: vec![self.dir.path().join("objects/manifests")],
             token_dir: self.dir.path().join("tokens"),
@@ -268,26 +286,41 @@ impl Mesh {
         SocketAddr::from((self.plane_ip, 8086))
     }
 
+    fn plane_admin(&self) -> SocketAddr {
+        SocketAddr::from((self.plane_ip, 9990))
+    }
+
     fn bundle(&self) -> PathBuf {
         self.dir.path().join("ca-bundle.pem")
     }
 
     /// Starts a pod's sidecar, with a listener for each of the Services that its application calls.
     pub async fn sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
-        let account = pod.name.clone();
-        Sidecar::start(pod.clone(), self.sidecar_args(pod, &account, calls)).await
+        let sidecar = self.unready_sidecar(pod, calls);
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// The same without waiting until it is ready.
+    pub fn unready_sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
+        Sidecar::launch(pod.clone(), self.sidecar_args(pod, &pod.name, calls))
     }
 
     /// The same with another ServiceAccount than the pod's own.
     pub async fn impostor(&self, pod: &Pod, account: &str) -> Sidecar {
-        Sidecar::start(pod.clone(), self.sidecar_args(pod, account, &[])).await
+        let sidecar = Sidecar::launch(pod.clone(), self.sidecar_args(pod, account, &[]));
+        sidecar.ready().await;
+        sidecar
     }
 
     fn sidecar_args(&self, pod: &Pod, account: &str, calls: &[&str]) -> remora_proxy::config::Args {
         let at = |port| SocketAddr::from((pod.ip, port));
         let entry = |(port, service): (u16, &&str)| OutboundService {
             listen: at(port),
-            authority: format!("{service}.{NAMESPACE}:{SERVICE_PORT}"),
+            authority: match service.split_once(':') {
+                Some((service, port)) => format!("{service}.{NAMESPACE}:{port}"),
+                None => format!("{service}.{NAMESPACE}:{SERVICE_PORT}"),
+            },
         };
         let forward = InboundForward { listen: pod.address(), target: at(APP_PORT) };
         remora_proxy::config::Args {
@@ -303,7 +336,7 @@ impl Mesh {
             pod_ips: vec![pod.ip.into()],
             node: String::new(),
             zone: String::new(),
-            workers: Some(1),
+            workers: Some(self.workers),
             mark: None,
             shutdown_grace_period: self.grace,
             snapshot: None,

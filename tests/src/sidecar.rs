@@ -24,21 +24,24 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts one and waits until it is ready.
+    /// Waits until it is ready.
     ///
     /// # Panics
     /// Where it does not become ready.
-    pub async fn start(pod: Pod, args: Args) -> Self {
-        let sidecar = Self::launch(pod, args);
-        eventually("a ready sidecar", || async {
-            assert!(!sidecar.thread.as_ref().is_some_and(JoinHandle::is_finished), "sidecar ended");
-            matches!(try_get(sidecar.admin, "/ready").await, Some((200, _))).then_some(())
+    pub async fn ready(&self) {
+        eventually("a ready sidecar", async || {
+            assert!(!self.thread.as_ref().is_some_and(JoinHandle::is_finished), "sidecar ended");
+            matches!(self.try_get("/ready").await, Some((200, _))).then_some(())
         })
         .await;
-        sidecar
     }
 
-    fn launch(pod: Pod, args: Args) -> Self {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// Where there is no thread for it.
+    #[must_use]
+    pub fn launch(pod: Pod, args: Args) -> Self {
         let (admin, services) = (args.admin_listen, args.outbound_service.clone());
         let stop = CancellationToken::new();
         let stopping = stop.clone();
@@ -66,6 +69,11 @@ impl Sidecar {
     /// Where it does not answer.
     pub async fn get(&self, path: &str) -> (u16, String) {
         try_get(self.admin, path).await.expect("the admin endpoint answers")
+    }
+
+    /// A page of the admin endpoint; `None` where it does not answer yet.
+    pub async fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        try_get(self.admin, path).await
     }
 
     /// Begins the drain through the admin endpoint; the process goes on.
@@ -161,7 +169,9 @@ async fn ask(addr: SocketAddr, method: &str, path: &str) -> Option<(u16, String)
     tokio::time::timeout(bound, answer).await.ok().flatten()
 }
 
-fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
+/// Sum of the series of `name` that have all these labels.
+#[must_use]
+pub fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
     let wanted: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
     let series = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;

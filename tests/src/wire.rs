@@ -71,6 +71,11 @@ impl Wire {
         self.stream
     }
 
+    /// The connection itself, to write to.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
     /// Writes all of it.
     ///
     /// # Panics
