@@ -1,6 +1,7 @@
 //! What is sent again and what never is, and time-outs.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -135,15 +136,13 @@ async fn the_budget_bounds_the_share_of_retries() {
     assert!(pair.client.metric("remora_outbound_retries_total", &spent).await > 0);
 }
 
-#[tokio::test]
-async fn a_request_that_may_have_run_is_never_sent_twice() {
-    let (pair, app) = Pair::with_app(&[]).await;
+/// The application reads an order and dies over it: the client hears of it, and nobody orders twice.
+async fn is_sent_once(entry: SocketAddr, app: &App) {
     for method in ["POST", "GET"] {
-        let mut client = Wire::dial(pair.entry()).await;
+        let mut client = Wire::dial(entry).await;
         client
             .send(format!("{method} / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5\r\n\r\norder"))
             .await;
-        // It reads the order, and dies over it.
         let mut server = app.accept().await;
         server.head().await;
         server.expect("order").await;
@@ -152,6 +151,44 @@ async fn a_request_that_may_have_run_is_never_sent_twice() {
         assert_eq!((head.status(), head.get("remora-proxy-error")), (502, Some("upstream-reset")));
         assert!(!app.has_caller().await, "{method} was sent again");
     }
+}
+
+#[tokio::test]
+async fn a_request_that_may_have_run_is_never_sent_twice() {
+    let (pair, app) = Pair::with_app(&[]).await;
+    is_sent_once(pair.entry(), &app).await;
+}
+
+#[tokio::test]
+async fn nor_is_it_where_the_application_has_no_sidecar() {
+    let mut mesh = Mesh::new();
+    mesh.service("orders", &[]);
+    let (web, orders) = (mesh.pod("web", "web"), mesh.plain_pod("orders-1", "orders"));
+    mesh.start_plane().await;
+    let client = mesh.sidecar(&web, &["orders"]).await;
+    is_sent_once(client.entry("orders"), &App::listen(orders.app()).await).await;
+}
+
+#[tokio::test]
+async fn nor_is_it_where_another_endpoint_could_take_it() {
+    let mut mesh = Mesh::new();
+    mesh.service("orders", &[("balancer.remora.io/algorithm", "round-robin")]);
+    let web = mesh.pod("web", "web");
+    let pods = [mesh.plain_pod("orders-1", "orders"), mesh.plain_pod("orders-2", "orders")];
+    mesh.start_plane().await;
+    let client = mesh.sidecar(&web, &["orders"]).await;
+    let (one, two) = (App::listen(pods[0].app()).await, App::listen(pods[1].app()).await);
+    let mut caller = Wire::dial(client.entry("orders")).await;
+    caller.send("POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 5\r\n\r\norder").await;
+    let mut server = tokio::select! {
+        server = one.accept() => server,
+        server = two.accept() => server,
+    };
+    server.head().await;
+    server.expect("order").await;
+    drop(server);
+    assert_eq!(caller.head().await.status(), 502);
+    assert!(!one.has_caller().await && !two.has_caller().await);
 }
 
 #[tokio::test]
@@ -262,4 +299,27 @@ async fn a_sidecar_that_accepts_and_says_nothing_is_504_connect_timeout() {
     let _mute = App::listen(mute.address()).await;
     let answer = get(client.entry("orders")).await.unwrap();
     assert_eq!((answer.status, answer.reason()), (504, Some("connect-timeout")), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_is_given_up_for_another_endpoint() {
+    let mut mesh = Mesh::new();
+    mesh.service(
+        "orders",
+        &[
+            ("balancer.remora.io/algorithm", "round-robin"),
+            ("retry.remora.io/http", "504"),
+            ("retry.remora.io/timeout", "200ms"),
+        ],
+    );
+    let web = mesh.pod("web", "web");
+    let pods = [mesh.plain_pod("hangs", "orders"), mesh.plain_pod("works", "orders")];
+    mesh.start_plane().await;
+    let client = mesh.sidecar(&web, &["orders"]).await;
+    let hangs = Origin::serve(pods[0].app(), Speaks::H1, |_| std::future::pending()).await;
+    let _works = Origin::saying(pods[1].app(), "works").await;
+    for _ in 0..2 {
+        assert_eq!(get(client.entry("orders")).await.unwrap().text, "works");
+    }
+    assert!(hangs.requests() > 0, "round robin came to it");
 }
