@@ -65,6 +65,8 @@ pub struct Pod {
     pub meshed: bool,
     /// Its annotations.
     pub annotations: Vec<(String, String)>,
+    /// Path of its readiness probe.
+    pub probe: Option<String>,
 }
 
 impl Pod {
@@ -171,6 +173,7 @@ impl Mesh {
             ip: self.block.next(),
             meshed,
             annotations: annotations.iter().map(own).collect(),
+            probe: None,
         };
         self.write_pod(&pod);
         pod
@@ -183,12 +186,14 @@ impl Mesh {
         if pod.meshed {
             annotations.insert(INJECTED.to_owned(), json!("test"));
         }
+        let probe =
+            pod.probe.as_ref().map(|path| json!({"httpGet": {"path": path, "port": POD_PORT}}));
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": pod.name, "namespace": NAMESPACE,
                          "labels": {"app": pod.service}, "annotations": annotations},
             "spec": {"serviceAccountName": pod.name, "containers": [
-                {"name": "app", "ports": [{"containerPort": POD_PORT}]}]},
+                {"name": "app", "ports": [{"containerPort": POD_PORT}], "readinessProbe": probe}]},
             "status": {"phase": "Running", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}],
                        "conditions": [{"type": "Ready", "status": "True"}]},
         });

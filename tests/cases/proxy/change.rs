@@ -185,6 +185,35 @@ async fn a_replica_that_drains_and_leaves_loses_no_request() {
 }
 
 #[tokio::test]
+async fn a_sidecar_that_is_cut_off_costs_nothing_that_may_be_retried() {
+    let mut mesh = Mesh::new();
+    mesh.grace = Duration::ZERO;
+    mesh.service("orders", &[("retry.remora.io/http", "502-504"), ("retry.remora.io/limit", "3")]);
+    let web = mesh.pod("web", "web");
+    let pods = [mesh.pod("orders-1", "orders"), mesh.pod("orders-2", "orders")];
+    mesh.start_plane().await;
+    let (client, _stays, dies) = tokio::join!(
+        mesh.sidecar(&web, &["orders"]),
+        mesh.sidecar(&pods[0], &[]),
+        mesh.sidecar(&pods[1], &[])
+    );
+    let slow = |_| async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        http::Response::new(full("hello"))
+    };
+    let _origins = [
+        Origin::serve(pods[0].app(), Speaks::H1, slow).await,
+        Origin::serve(pods[1].app(), Speaks::H1, slow).await,
+    ];
+    let load = Load::start(client.entry("orders"));
+    dies.until("remora_inbound_http_requests_total", &[("tls", "mtls")], 10).await;
+    dies.terminate();
+    dies.ended().await;
+    load.passes(100).await;
+    load.without_failures().await;
+}
+
+#[tokio::test]
 async fn a_proxy_that_ends_finishes_what_is_in_flight_and_says_so() {
     let mut mesh = Mesh::new();
     mesh.grace = Duration::from_secs(10);

@@ -444,3 +444,24 @@ async fn two_lengths_that_differ_are_refused() {
     assert_eq!(client.head().await.status(), 400);
     assert!(!app.has_caller().await);
 }
+
+#[tokio::test]
+async fn interim_answers_do_not_stand_in_for_the_final_one() {
+    let (pair, app) = Pair::with_app(&[]).await;
+    let mut client = Wire::dial(pair.entry()).await;
+    client.send("GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await;
+    let mut server = app.accept().await;
+    server.head().await;
+    server
+        .send(
+            "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n\
+             HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        )
+        .await;
+    let mut head = client.head().await;
+    while head.status() < 200 {
+        head = client.head().await;
+    }
+    assert_eq!(head.status(), 200);
+    client.expect("ok").await;
+}

@@ -355,3 +355,42 @@ async fn a_server_that_dies_under_a_call_is_a_reset_not_a_hang() {
     assert_eq!(response.headers()["grpc-status"], "14");
     assert_eq!(response.headers()["remora-proxy-error"], "upstream-reset");
 }
+
+#[tokio::test]
+async fn an_upload_far_beyond_the_windows_arrives_whole() {
+    let pair = Pair::start(&[]).await;
+    let _origin = Origin::serve(pair.server.pod.app(), Speaks::H2, |request| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let sum: u64 = body.iter().map(|byte| u64::from(*byte)).sum();
+        Response::new(full(format!("{} {sum}", body.len())))
+    })
+    .await;
+    let data: Vec<u8> = (0..5_000_000u32).map(|n| (n >> 3) as u8).collect();
+    let sum: u64 = data.iter().map(|byte| u64::from(*byte)).sum();
+    let expected = format!("{} {sum}", data.len());
+    let mut sender = client(pair.entry()).await;
+    let request = Request::post("http://orders/").body(full(data)).unwrap();
+    let response = within("an answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(Answer::read(response).await.unwrap().text, expected);
+}
+
+#[tokio::test]
+async fn a_code_that_the_owner_names_is_retried() {
+    let pair = Pair::start(&[("retry.remora.io/grpc", "14")]).await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&calls);
+    let _origin = Origin::serve(pair.server.pod.app(), Speaks::H2, move |_| {
+        let code = if counter.fetch_add(1, Ordering::SeqCst) == 0 { "14" } else { "0" };
+        async move {
+            let mut response = grpc_response(empty());
+            response.headers_mut().extend(status(code));
+            response
+        }
+    })
+    .await;
+    let mut sender = client(pair.entry()).await;
+    let request = grpc(full(message("order")));
+    let response = within("an answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "0");
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}

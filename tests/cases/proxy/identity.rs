@@ -186,3 +186,43 @@ async fn a_policy_that_changes_takes_effect_without_a_restart() {
     .await;
     assert_eq!(get(pair.entry()).await.unwrap().status, 200);
 }
+
+#[tokio::test]
+async fn kubelets_probe_is_let_in_where_nobody_else_is() {
+    let mut mesh = Mesh::new();
+    let policy = [("config.remora.io/default-inbound-policy", "deny")];
+    let mut orders = mesh.pod_with("orders-1", "orders", true, &policy);
+    orders.probe = Some("/healthz".to_owned());
+    mesh.write_pod(&orders);
+    mesh.start_plane().await;
+    let _server = mesh.sidecar(&orders, &[]).await;
+    let _origin = Origin::saying(orders.app(), "well").await;
+    let mut kubelet = Wire::dial(orders.address()).await;
+    for (path, status) in [("/healthz", 200), ("/healthz/deep", 403), ("/", 403)] {
+        kubelet.send(format!("GET {path} HTTP/1.1\r\nHost: probe\r\n\r\n")).await;
+        let head = kubelet.head().await;
+        assert_eq!(head.status(), status, "{path}");
+        kubelet.exactly(head.get("content-length").unwrap().parse().unwrap()).await;
+    }
+}
+
+/// The address of a pod that went away now belongs to another workload.
+#[tokio::test]
+async fn a_kept_connection_is_not_used_for_the_next_owner_of_its_address() {
+    let pair = Pair::start(&[]).await;
+    let origin = Origin::saying(pair.server.pod.app(), "hello").await;
+    assert_eq!(get(pair.entry()).await.unwrap().status, 200);
+    let mut heir = pair.server.pod.clone();
+    heir.name = "orders-9".to_owned();
+    pair.mesh.remove_pod(&pair.server.pod);
+    pair.mesh.write_pod(&heir);
+    eventually("the new owner to be known", async || {
+        let rows = pair.client.endpoints("orders").await;
+        rows.iter().any(|row| row["identity"] == heir.identity().as_str()).then_some(())
+    })
+    .await;
+    let before = origin.requests();
+    let answer = get(pair.entry()).await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (502, Some("identity-mismatch")), "{answer:?}");
+    assert_eq!(origin.requests(), before);
+}
