@@ -1,1 +1,3 @@
-fn main() {}
+//! End-to-end cases.
+
+mod proxy;

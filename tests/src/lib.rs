@@ -1,1 +1,19 @@
-//! placeholder
+//! Harness for tests of the data path: a control plane and sidecars in this process, over real
+//! sockets and real TLS on loopback, with back ends that answer byte for byte.
+//!
+//! - [`mesh`] manifests, tokens, the control plane, and [`mesh::Pair`], the usual two sidecars;
+//! - [`sidecar`] one proxy on threads of its own, and what its admin endpoint shows;
+//! - [`wire`] both ends of a connection, byte for byte;
+//! - [`origin`] HTTP servers and clients that count;
+//! - [`wait`] waiting for events within a bound;
+//! - [`address`] loopback addresses that no other mesh on this machine uses.
+//!
+//! No interception takes place here: sidecars have explicit listeners. Tests with redirection and
+//! real processes go through `remora up`.
+
+pub mod address;
+pub mod mesh;
+pub mod origin;
+pub mod sidecar;
+pub mod wait;
+pub mod wire;

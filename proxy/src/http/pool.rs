@@ -73,6 +73,26 @@ pub struct SendError {
     pub unsent: Option<Request<RequestBody>>,
 }
 
+impl SendError {
+    /// Whether the server says that it did not look at the request: REFUSED_STREAM, or a stream
+    /// above the last one that a graceful GOAWAY names (RFC 9113 §8.7).
+    #[must_use]
+    pub fn refused(&self) -> bool {
+        let mut source = std::error::Error::source(&self.error);
+        while let Some(cause) = source {
+            if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+                return match h2.reason() {
+                    Some(h2::Reason::REFUSED_STREAM) => h2.is_remote(),
+                    Some(h2::Reason::NO_ERROR) => h2.is_go_away() && h2.is_remote(),
+                    _ => false,
+                };
+            }
+            source = cause.source();
+        }
+        false
+    }
+}
+
 impl Connection {
     /// Sends a request and waits for the response's head.
     ///

@@ -28,11 +28,15 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Serves one connection until it ends; when draining begins, its open requests finish first
 /// (`Connection: close`, GOAWAY).
 ///
+/// With `half_close`, an HTTP/1 peer that ends its direction still gets its answer; without, that
+/// is taken for the end of its patience and what it asked for is cancelled.
+///
 /// # Errors
 /// What the connection ended with; that it was cut short by the peer is normal life.
 pub async fn serve<IO, F, Fut, B>(
     io: IO,
     version: Version,
+    half_close: bool,
     handler: F,
     drain: &drain::Watch,
 ) -> Result<(), hyper::Error>
@@ -51,7 +55,7 @@ where
         Version::H1 => {
             let mut connection = pin!(
                 conn::http1::Builder::new()
-                    .half_close(true)
+                    .half_close(half_close)
                     .preserve_header_case(true)
                     .auto_date_header(false)
                     .max_headers(MAX_HEADERS)

@@ -124,6 +124,10 @@ async fn send(
         sends += 1;
         match connection.send(request).await {
             Ok(response) => return Ok((response, connection)),
+            // The caller's proxy still has the request and may try again, elsewhere if it can.
+            Err(failed) if failed.refused() => {
+                return Err(Error::Overloaded("the application refused the request"));
+            }
             Err(failed) => match failed.unsent {
                 Some(unsent) if sends < MAX_SENDS => request = unsent,
                 unsent => {

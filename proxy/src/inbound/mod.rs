@@ -191,9 +191,13 @@ impl Inbound {
     {
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
         let drain = self.drain.clone();
+        // A proxy of ours never ends one direction only: it gave up.
+        let half_close = arrival.tls != Tls::Mutual;
         let requests = Arc::new(http::Requests::new(self, arrival, version));
         let handler = |request| http::handle(Arc::clone(&requests), request);
-        if let Err(error) = crate::http::server::serve(io, version, handler, &drain).await {
+        if let Err(error) =
+            crate::http::server::serve(io, version, half_close, handler, &drain).await
+        {
             tracing::debug!(%error, "caller's connection ended");
         }
     }

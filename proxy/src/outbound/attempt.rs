@@ -325,6 +325,8 @@ fn make(
     *request.uri_mut() = parts.uri.clone();
     *request.version_mut() = upstream_version(parts);
     *request.headers_mut() = parts.headers.clone();
+    // HTTP/1 field names as the client wrote them: hyper keeps their case here.
+    request.extensions_mut().clone_from(&parts.extensions);
     if earlier > 0 {
         request.headers_mut().insert(ATTEMPT, HeaderValue::from(earlier + 1));
     }
@@ -357,25 +359,8 @@ fn not_delivered(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<E
 }
 
 fn broken(endpoint: &Endpoint, failed: SendError) -> Error {
-    let sent =
-        if failed.unsent.is_some() || refused(&failed.error) { Sent::No } else { Sent::Maybe };
+    let sent = if failed.unsent.is_some() || failed.refused() { Sent::No } else { Sent::Maybe };
     Error::UpstreamReset { addr: endpoint.addr, detail: detail(&failed.error), sent }
-}
-
-/// REFUSED_STREAM, or a stream above the last one that a graceful GOAWAY names (RFC 9113 §8.7).
-fn refused(error: &hyper::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-            return match h2.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => h2.is_remote(),
-                Some(h2::Reason::NO_ERROR) => h2.is_go_away() && h2.is_remote(),
-                _ => false,
-            };
-        }
-        source = cause.source();
-    }
-    false
 }
 
 fn detail(error: &hyper::Error) -> String {

@@ -196,7 +196,7 @@ impl Outbound {
         let requests = Arc::new(http::Requests::new(self, target, upstream, version));
         let io = Prefixed::new(seen.freeze(), client);
         let handler = |request| http::handle(Arc::clone(&requests), request);
-        if let Err(error) = crate::http::server::serve(io, version, handler, &drain).await {
+        if let Err(error) = crate::http::server::serve(io, version, true, handler, &drain).await {
             tracing::debug!(%error, "client connection ended");
         }
     }
@@ -229,7 +229,7 @@ impl Outbound {
                 response
             }
         };
-        let _ = crate::http::server::serve(io, Version::H1, handler, &self.drain).await;
+        let _ = crate::http::server::serve(io, Version::H1, true, handler, &self.drain).await;
     }
 
     fn error(&self, reason: Reason) {

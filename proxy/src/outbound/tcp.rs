@@ -119,6 +119,8 @@ pub(super) async fn first_word(
         }
         Err(_) => return server.reset(),
     };
+    // An orderly end: the application should not take it for a client that crashed.
+    let _ = server.shutdown().await;
     drop((server, guard));
     Arc::clone(outbound).http(client, question, version, target, upstream).await;
 }

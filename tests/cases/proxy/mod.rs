@@ -1,0 +1,13 @@
+//! The data path: client, outbound proxy, mTLS, inbound proxy, application.
+
+#![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
+
+mod balance;
+mod change;
+mod discovery;
+mod http1;
+mod http2;
+mod identity;
+mod leak;
+mod retry;
+mod tcp;

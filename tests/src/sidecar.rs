@@ -1,0 +1,196 @@
+//! One proxy on threads of its own, and what its admin endpoint shows.
+
+use std::{net::SocketAddr, thread::JoinHandle, time::Duration};
+
+use remora_proxy::config::{Args, OutboundService};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    mesh::Pod,
+    wait::{eventually, within},
+    wire::{Head, Wire},
+};
+
+/// A running proxy. Dropped, it drains for a moment and ends by itself.
+#[derive(Debug)]
+pub struct Sidecar {
+    /// The pod it serves.
+    pub pod: Pod,
+    admin: SocketAddr,
+    services: Vec<OutboundService>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Sidecar {
+    /// Waits until it is ready.
+    ///
+    /// # Panics
+    /// Where it does not become ready.
+    pub async fn ready(&self) {
+        eventually("a ready sidecar", async || {
+            assert!(!self.thread.as_ref().is_some_and(JoinHandle::is_finished), "sidecar ended");
+            matches!(self.try_get("/ready").await, Some((200, _))).then_some(())
+        })
+        .await;
+    }
+
+    /// Starts one.
+    ///
+    /// # Panics
+    /// Where there is no thread for it.
+    #[must_use]
+    pub fn launch(pod: Pod, args: Args) -> Self {
+        let (admin, services) = (args.admin_listen, args.outbound_service.clone());
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let thread = std::thread::Builder::new().name(pod.name.clone()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(remora_proxy::app::run(args, None, stopping.cancelled_owned()))
+        });
+        let thread = Some(thread.expect("a thread"));
+        Self { pod, admin, services, stop, thread }
+    }
+
+    /// Where the application dials a Service.
+    ///
+    /// # Panics
+    /// Where the sidecar has no listener for it.
+    #[must_use]
+    pub fn entry(&self, service: &str) -> SocketAddr {
+        let of = |s: &&OutboundService| s.authority.split(['.', ':']).next() == Some(service);
+        self.services.iter().find(of).unwrap_or_else(|| panic!("no listener for {service}")).listen
+    }
+
+    /// A page of the admin endpoint.
+    ///
+    /// # Panics
+    /// Where it does not answer.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        try_get(self.admin, path).await.expect("the admin endpoint answers")
+    }
+
+    /// A page of the admin endpoint; `None` where it does not answer yet.
+    pub async fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        try_get(self.admin, path).await
+    }
+
+    /// Begins the drain through the admin endpoint; the process goes on.
+    ///
+    /// # Panics
+    /// Where it does not answer.
+    pub async fn drain(&self) {
+        let answer = ask(self.admin, "POST", "/drain").await.expect("the admin endpoint answers");
+        assert_eq!(answer.0, 202);
+    }
+
+    /// Sum of a metric's series that have all these labels.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let (_, text) = self.get("/metrics").await;
+        sum(&text, name, labels)
+    }
+
+    /// Waits until a metric is at least so much.
+    pub async fn until(&self, name: &str, labels: &[(&str, &str)], least: u64) {
+        eventually(&format!("{name}{labels:?} >= {least}"), || async {
+            (self.metric(name, labels).await >= least).then_some(())
+        })
+        .await;
+    }
+
+    /// `/certs`.
+    ///
+    /// # Panics
+    /// Where it is no JSON.
+    pub async fn certs(&self) -> Value {
+        serde_json::from_str(&self.get("/certs").await.1).expect("JSON")
+    }
+
+    /// The endpoints of a Service that `/endpoints` shows; none where it is not known.
+    ///
+    /// # Panics
+    /// Where it is no JSON.
+    pub async fn endpoints(&self, service: &str) -> Vec<Value> {
+        let all: Value = serde_json::from_str(&self.get("/endpoints").await.1).expect("JSON");
+        let services = all["services"].as_array().into_iter().flatten();
+        let of = services.filter(|s| s["name"] == service);
+        of.flat_map(|s| s["endpoints"].as_array().into_iter().flatten().cloned()).collect()
+    }
+
+    /// Waits until `/endpoints` shows so many endpoints of a Service.
+    pub async fn until_endpoints(&self, service: &str, count: usize) {
+        eventually(&format!("{count} endpoints of {service}"), || async {
+            (self.endpoints(service).await.len() == count).then_some(())
+        })
+        .await;
+    }
+
+    /// As SIGTERM: begins the shutdown.
+    pub fn terminate(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until a shutdown that was begun is over.
+    ///
+    /// # Panics
+    /// Where it fails.
+    pub async fn ended(mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        let join = tokio::task::spawn_blocking(move || thread.join());
+        let result = within("the sidecar's end", join).await.expect("joined");
+        result.expect("no panic").expect("no error");
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// One request to an admin endpoint; `None` where nobody answers yet.
+pub async fn try_get(addr: SocketAddr, path: &str) -> Option<(u16, String)> {
+    ask(addr, "GET", path).await
+}
+
+async fn ask(addr: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
+    let bound = Duration::from_secs(5);
+    let answer = async {
+        let mut wire = Wire::new(tokio::net::TcpStream::connect(addr).await.ok()?);
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        wire.send(request).await;
+        let all = String::from_utf8(wire.rest().await.ok()?).ok()?;
+        let (head, body) = all.split_once("\r\n\r\n")?;
+        Some((Head(head.to_owned()).status(), body.to_owned()))
+    };
+    tokio::time::timeout(bound, answer).await.ok().flatten()
+}
+
+/// Sum of the series of `name` that have all these labels.
+#[must_use]
+pub fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
+    let wanted: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{v}\"")).collect();
+    let series = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = rest.rsplit_once(' ')?;
+        let ours = labels.is_empty() || labels.starts_with('{');
+        (ours && wanted.iter().all(|w| labels.contains(w))).then(|| value.parse::<u64>().ok())?
+    });
+    series.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_chosen_by_name_and_labels() {
+        let text = "a_total{x=\"1\",y=\"2\"} 3\na_total{x=\"1\",y=\"3\"} 4\na_total_more 9\nb 1\n";
+        assert_eq!(sum(text, "a_total", &[("x", "1")]), 7);
+        assert_eq!(sum(text, "a_total", &[("y", "3"), ("x", "1")]), 4);
+        assert_eq!(sum(text, "b", &[]), 1);
+    }
+}
