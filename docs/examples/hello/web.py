@@ -6,6 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Hello(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: without this the second waits for the first's acknowledgement.
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         caller = self.headers.get("remora-client-id", "someone outside the mesh")
