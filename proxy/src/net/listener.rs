@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Connections that may wait to be accepted, per listener.
 const BACKLOG: i32 = 4096;
-/// A peer that vanished is noticed after about a minute.
+/// A peer that vanished is noticed after about two minutes: the kernel sends nine probes by default.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
