@@ -48,6 +48,8 @@ pub struct MeshCollector {
     pub identity: Identity,
 }
 
+/// Which counter of a Service's traffic.
+type Counter = fn(&Traffic) -> &AtomicU64;
 type Labels = [(&'static str, String); 3];
 
 fn labels(id: &ServiceId) -> Labels {
@@ -95,7 +97,7 @@ impl Collector for MeshCollector {
             "Responses given to the application",
             responses,
         )?;
-        let results: [(&str, fn(&Traffic) -> &AtomicU64); 4] = [
+        let results: [(&str, Counter); 4] = [
             ("sent", |t| &t.retries),
             ("succeeded", |t| &t.retries_succeeded),
             ("limit", |t| &t.retry_limit),

@@ -155,7 +155,7 @@ where
 
     fn size_hint(&self) -> SizeHint {
         // Asked before the first frame, to choose the framing.
-        if self.next == 0 { self.shared.lock().hint.clone() } else { SizeHint::default() }
+        if self.next == 0 { self.shared.lock().hint } else { SizeHint::default() }
     }
 }
 
