@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, put},
@@ -83,7 +83,16 @@ async fn log_level(State(admin): State<Admin>) -> Response {
     )
 }
 
-async fn set_log_level(State(admin): State<Admin>, filter: String) -> Response {
+/// From this machine only: a louder log is a cost that others must not impose.
+async fn set_log_level(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    filter: String,
+) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        let why = "the log level is changed from loopback only\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
     match admin.log.map(|log| log.set(filter.trim())) {
         None => StatusCode::NOT_FOUND.into_response(),
         Some(Ok(())) => StatusCode::NO_CONTENT.into_response(),

@@ -153,12 +153,20 @@ fn endpoint(endpoint: &Endpoint, state: &ServiceState, now: std::time::Instant) 
     })
 }
 
-async fn drain(State(view): State<View>) -> (StatusCode, &'static str) {
+// What changes the proxy is accepted from its own pod only: who can reach the pod must not be able
+// to stop it.
+
+async fn drain(
+    State(view): State<View>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+) -> (StatusCode, &'static str) {
+    if !peer.ip().to_canonical().is_loopback() {
+        return (StatusCode::FORBIDDEN, "drain is accepted from loopback only\n");
+    }
     view.drain.start();
     (StatusCode::ACCEPTED, "draining\n")
 }
 
-/// From this machine only: who can reach the pod must not be able to stop it.
 async fn shutdown(
     State(view): State<View>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,

@@ -66,13 +66,10 @@ pub async fn run(
         tokio::spawn(remora_core::admin::serve(admin_listener, router, admin_watch.clone()));
     tracing::info!(workers, pod = %args.pod_name, "proxy started");
     tokio::select! {
-        () = report_ready(&shared, started) => {}
-        () = shutdown.cancelled() => {}
-    }
-
-    tokio::select! {
         () = stop => {}
         () = shutdown.cancelled() => {}
+        // Says when it is ready, and then has nothing more to do.
+        () = async { report_ready(&shared, started).await; std::future::pending().await } => {}
     }
     let grace = args.shutdown_grace_period;
     tracing::info!(?grace, "draining");
@@ -185,10 +182,7 @@ fn missing(shared: &Shared) -> Option<String> {
 
 async fn report_ready(shared: &Shared, started: Instant) {
     shared.identity.wait_ready().await;
-    let mut poll = tokio::time::interval(std::time::Duration::from_millis(5));
-    while missing(shared).is_some() && !shared.drain.is_draining() {
-        poll.tick().await;
-    }
+    shared.discovery.wait_configured().await;
     tracing::info!(after_ms = started.elapsed().as_millis(), "ready");
 }
 

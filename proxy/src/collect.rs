@@ -210,7 +210,7 @@ fn latency(encoder: &mut DescriptorEncoder<'_>, services: &Services) -> fmt::Res
             own.push((bound.as_secs_f64(), cumulative.saturating_sub(below)));
             below = *cumulative;
         }
-        own.push((f64::MAX, count.saturating_sub(below)));
+        own.push((f64::INFINITY, count.saturating_sub(below)));
         let labels = labels(id);
         let labels = labels.each_ref().map(|(name, value)| (*name, value.as_str()));
         let mut metric = family.encode_family(&labels)?;

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use remora_proto::v1 as pb;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{
     endpoint::Endpoint,
@@ -121,7 +121,7 @@ pub(super) struct Shared {
     /// Tells the stream task that the registry has something to send.
     pub(super) wake: Notify,
     inbound: ArcSwap<InboundPolicy>,
-    configured: AtomicBool,
+    configured: watch::Sender<bool>,
     pub(super) status: Mutex<Status>,
     refused: AtomicU64,
 }
@@ -149,7 +149,7 @@ impl Discovery {
             registry: Mutex::default(),
             wake: Notify::new(),
             inbound: ArcSwap::default(),
-            configured: AtomicBool::new(false),
+            configured: watch::Sender::new(false),
             status: Mutex::new(Status {
                 connected: false,
                 since: now,
@@ -203,7 +203,14 @@ impl Discovery {
     /// Whether the first configuration is there: the inbound policy came, or a snapshot was loaded.
     #[must_use]
     pub fn configured(&self) -> bool {
-        self.0.configured.load(Ordering::Acquire)
+        *self.0.configured.borrow()
+    }
+
+    /// Waits for the first configuration; at once where it is there.
+    pub async fn wait_configured(&self) {
+        let mut configured = self.0.configured.subscribe();
+        // The sender lives as long as `self`.
+        let _ = configured.wait_for(|configured| *configured).await;
     }
 
     /// How the stream is doing.
@@ -269,7 +276,7 @@ impl Discovery {
 
     pub(super) fn set_inbound(&self, policy: InboundPolicy) {
         self.0.inbound.store(Arc::new(policy));
-        self.0.configured.store(true, Ordering::Release);
+        self.0.configured.send_if_modified(|configured| !std::mem::replace(configured, true));
     }
 
     /// Forgets what nothing used for long and nobody holds; returns those targets.

@@ -205,16 +205,16 @@ impl<K: Hash + Eq + Clone> Pool<K> {
         });
     }
 
+    /// Whether there is no connection at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.h1.lock().is_empty() && self.h2.lock().is_empty()
+    }
+
     /// Closes the connections of endpoints for which `gone` holds.
     pub fn forget(&self, gone: impl Fn(&K) -> bool) {
         self.h1.lock().retain(|key, _| !gone(key));
         self.h2.lock().retain(|key, _| !gone(key));
-    }
-
-    /// Idle HTTP/1.1 connections.
-    #[must_use]
-    pub fn idle(&self) -> usize {
-        self.h1.lock().values().map(Vec::len).sum()
     }
 }
 

@@ -35,6 +35,8 @@ use authorize::Caller;
 
 /// A caller's TLS handshake must be done within this time.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A proxy that just started waits this long for its first configuration.
+const CONFIGURED: Duration = Duration::from_secs(3);
 /// The application is on this machine: a connection that takes longer will not come.
 const CONNECT: Duration = Duration::from_secs(1);
 /// Idle connections to the application close after this time, before most servers close them.
@@ -103,6 +105,12 @@ impl Inbound {
                 Ok(addr) => (addr, addr.port()),
                 Err(_) => return,
             },
+        };
+        // Until policy is known nobody is let in: the first answer may be "deny".
+        let Ok(()) = timeout(CONFIGURED, self.discovery.wait_configured()).await else {
+            let what = format!("policy of port {port}");
+            return self
+                .refuse(&client, &Error::DiscoveryTimeout { target: what, after: CONFIGURED });
         };
         let policy = self.discovery.inbound_policy();
         let mut seen = BytesMut::new();

@@ -23,6 +23,7 @@ use crate::{
         Version,
         answer::is_grpc,
         body::{RequestBody, ResponseBody},
+        headers::strip_ours,
         pool::{Connection, SendError},
         replay::Replay,
     },
@@ -135,7 +136,9 @@ impl<'a> Exchange<'a> {
         };
         let sent_at = Instant::now();
         match self.send(&endpoint, request).await {
-            Ok((response, connection)) => Ok(Answered { response, connection, guard, sent_at }),
+            Ok((response, connection, sent_at)) => {
+                Ok(Answered { response, connection, guard, sent_at })
+            }
             Err(error) => {
                 let kind = match error.status() {
                     StatusCode::GATEWAY_TIMEOUT => FailureKind::TimedOut,
@@ -170,7 +173,7 @@ impl<'a> Exchange<'a> {
         &self,
         endpoint: &Arc<Endpoint>,
         request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Connection), Error> {
+    ) -> Result<(Response<Incoming>, Connection, Instant), Error> {
         let timeouts = &self.snapshot.policy.timeouts;
         let alpn = match self.version {
             Version::H1 => Alpn::H1,
@@ -179,6 +182,8 @@ impl<'a> Exchange<'a> {
         let key = Key(Arc::clone(endpoint));
         let dial = self.outbound.dial(endpoint, alpn, timeouts.connect);
         let mut connection = self.outbound.pool.connection(&key, self.version, dial).await?;
+        // The endpoint's speed is judged without the dial, which happens once.
+        let sent_at = Instant::now();
         let sending = connection.send(request);
         let result = match self.head_bound() {
             None => sending.await,
@@ -188,7 +193,7 @@ impl<'a> Exchange<'a> {
         };
         match result {
             Ok(response) => {
-                not_delivered(endpoint, &response).map_or(Ok((response, connection)), Err)
+                not_delivered(endpoint, &response).map_or(Ok((response, connection, sent_at)), Err)
             }
             Err(failed) => Err(broken(endpoint, failed)),
         }
@@ -250,8 +255,11 @@ impl<'a> Exchange<'a> {
     /// Hands the response on; its body's end closes the books.
     fn finish(&self, answered: Answered, grpc: bool) -> Response<ResponseBody<Done>> {
         let Answered { mut response, connection, mut guard, sent_at } = answered;
-        let traffic = self.upstream.traffic();
-        traffic.responded(response.status());
+        self.upstream.traffic().responded(response.status());
+        if guard.endpoint().identity.is_none() {
+            // Only a proxy of ours may say what our headers say.
+            strip_ours(response.headers_mut());
+        }
         let rtt = sent_at.elapsed();
         let decided = outcome(&response, grpc);
         if let Some(outcome) = decided {

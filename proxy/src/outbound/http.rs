@@ -73,7 +73,9 @@ pub(super) async fn handle(
         Err(error) => {
             requests.outbound.error(error.reason());
             tracing::debug!(%error, target = ?requests.target, "request failed");
-            answer::error(&error, grpc)
+            let response = answer::error(&error, grpc);
+            requests.upstream.load().traffic().responded(response.status());
+            response
         }
     }
 }

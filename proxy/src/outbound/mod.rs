@@ -11,6 +11,7 @@ mod learned;
 pub mod tcp;
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -101,6 +102,21 @@ impl Outbound {
     /// Closes pooled connections that were idle too long; called now and then.
     pub fn sweep(&self, now: tokio::time::Instant) {
         self.pool.sweep(now);
+        if self.pool.is_empty() {
+            return;
+        }
+        // Nothing goes to endpoints that left, so their connections are of no use.
+        let mut live = HashSet::new();
+        for (_, resolution) in self.discovery.all() {
+            match resolution {
+                Some(Resolution::Service(service)) => {
+                    live.extend(service.state().endpoints.iter().map(Arc::as_ptr));
+                }
+                Some(Resolution::Pod(pod)) => drop(live.insert(Arc::as_ptr(&pod.endpoint))),
+                _ => {}
+            }
+        }
+        self.pool.forget(|key| !live.contains(&Arc::as_ptr(&key.0)));
     }
 
     /// Takes one accepted connection to its end.
