@@ -11,6 +11,7 @@ use remora_core::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{MAX_HEAD, MAX_HEADERS, Version, replay::BodyError};
+use crate::error::Reason;
 
 /// Bytes of one stream, and of one connection, that may be in flight unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -104,6 +105,15 @@ where
 async fn linger(drain: &drain::Watch) {
     drain.draining().await;
     tokio::time::sleep(LINGER).await;
+}
+
+/// The reason of an answer that hyper made itself before it ended the connection: 431, 414, 400.
+#[must_use]
+pub fn refused(ended: &hyper::Error) -> Option<Reason> {
+    if ended.is_parse_too_large() {
+        return Some(Reason::HeaderTooLarge);
+    }
+    ended.is_parse().then_some(Reason::BadRequest)
 }
 
 /// While draining, tells an HTTP/1.1 client that this is the last response on its connection.

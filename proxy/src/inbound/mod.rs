@@ -198,7 +198,7 @@ impl Inbound {
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-        let drain = self.drain.clone();
+        let (drain, metrics) = (self.drain.clone(), Arc::clone(&self.metrics));
         // A proxy of ours never ends one direction only: it gave up.
         let half_close = arrival.tls != Tls::Mutual;
         let requests = Arc::new(http::Requests::new(self, arrival, version));
@@ -206,6 +206,9 @@ impl Inbound {
         if let Err(error) =
             crate::http::server::serve(io, version, half_close, handler, &drain).await
         {
+            if let Some(reason) = crate::http::server::refused(&error) {
+                metrics.error(Direction::Inbound, reason);
+            }
             tracing::debug!(%error, "caller's connection ended");
         }
     }

@@ -208,11 +208,14 @@ impl Outbound {
         upstream: Upstream,
     ) {
         let _open = self.metrics.connection(Direction::Outbound, Tls::None);
-        let drain = self.drain.clone();
+        let (drain, metrics) = (self.drain.clone(), Arc::clone(&self.metrics));
         let requests = Arc::new(http::Requests::new(self, target, upstream, version));
         let io = Prefixed::new(seen.freeze(), client);
         let handler = |request| http::handle(Arc::clone(&requests), request);
         if let Err(error) = crate::http::server::serve(io, version, true, handler, &drain).await {
+            if let Some(reason) = crate::http::server::refused(&error) {
+                metrics.error(Direction::Outbound, reason);
+            }
             tracing::debug!(%error, "client connection ended");
         }
     }

@@ -10,9 +10,10 @@ use std::{
 };
 
 use http::Request;
+use hyper::client::conn::{http1, http2};
 use remora_tests::{
     mesh::{Mesh, Pair},
-    origin::{Answer, Origin, Speaks, empty, full, get, h1},
+    origin::{Answer, Body, Origin, Speaks, empty, full, get, h1, h2},
     wait::{eventually, within},
     wire::{App, Wire},
 };
@@ -32,19 +33,26 @@ struct Load {
 impl Load {
     /// Two clients keep their connection, two make a new one for each request.
     fn start(entry: SocketAddr) -> Self {
+        Self::of(entry, Speaks::H1)
+    }
+
+    fn of(entry: SocketAddr, speaks: Speaks) -> Self {
         let (done, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let client = |kept: bool| {
             let (done, stop) = (Arc::clone(&done), Arc::clone(&stop));
             tokio::spawn(async move {
-                let (mut bad, mut sender) = (Vec::new(), None);
+                let (mut bad, mut one, mut two) = (Vec::new(), None, None);
                 while !stop.load(Ordering::Relaxed) {
-                    let result = ask(entry, &mut sender).await;
+                    let result = match speaks {
+                        Speaks::H1 => ask(entry, &mut one).await,
+                        Speaks::H2 => ask_h2(entry, &mut two).await,
+                    };
                     match result {
                         Ok(answer) if answer.status == 200 => {}
                         other => bad.push(format!("{other:?}")),
                     }
                     if !kept {
-                        sender = None;
+                        (one, two) = (None, None);
                     }
                     done.fetch_add(1, Ordering::Relaxed);
                     // Leaves the machine to the others as well.
@@ -77,10 +85,11 @@ impl Load {
     }
 }
 
-type Sender = hyper::client::conn::http1::SendRequest<remora_tests::origin::Body>;
-
 /// One request over the connection at hand, or over a new one where that was closed in order.
-async fn ask(entry: SocketAddr, sender: &mut Option<Sender>) -> Result<Answer, hyper::Error> {
+async fn ask(
+    entry: SocketAddr,
+    sender: &mut Option<http1::SendRequest<Body>>,
+) -> Result<Answer, hyper::Error> {
     let mut kept = sender.take();
     if let Some(known) = &mut kept
         && known.ready().await.is_err()
@@ -95,6 +104,19 @@ async fn ask(entry: SocketAddr, sender: &mut Option<Sender>) -> Result<Answer, h
     let answer = Answer::read(within("an answer", usable.send_request(request)).await?).await?;
     *sender = Some(usable);
     Ok(answer)
+}
+
+/// The same over HTTP/2.
+async fn ask_h2(
+    entry: SocketAddr,
+    sender: &mut Option<http2::SendRequest<Body>>,
+) -> Result<Answer, hyper::Error> {
+    let sender = match sender {
+        Some(sender) => sender,
+        none => none.insert(h2(entry).await),
+    };
+    let request = Request::post("http://orders/").body(full("order")).unwrap();
+    Answer::read(within("an answer", sender.send_request(request)).await?).await
 }
 
 #[tokio::test]
@@ -153,27 +175,30 @@ async fn traffic_goes_on_without_the_control_plane_and_its_return_brings_what_ch
     load.without_failures().await;
 }
 
-#[tokio::test]
-async fn a_replica_that_drains_and_leaves_loses_no_request() {
+/// One of two replicas is told to end before anybody else knows, which is the hard order.
+async fn a_replica_leaves(speaks: Speaks) {
     let mut mesh = Mesh::new();
     mesh.grace = Duration::from_secs(10);
     mesh.service("orders", &[]);
     let web = mesh.pod("web", "web");
     let pods = [mesh.pod("orders-1", "orders"), mesh.pod("orders-2", "orders")];
     mesh.start_plane().await;
-    let (client, stays, leaves) = tokio::join!(
+    let (client, _stays, leaves) = tokio::join!(
         mesh.sidecar(&web, &["orders"]),
         mesh.sidecar(&pods[0], &[]),
         mesh.sidecar(&pods[1], &[])
     );
+    // Long enough that requests are under way at any moment.
+    let busy = |_| async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        http::Response::new(full("hello"))
+    };
     let _origins = [
-        Origin::saying(pods[0].app(), "stays").await,
-        Origin::saying(pods[1].app(), "leaves").await,
+        Origin::serve(pods[0].app(), speaks, busy).await,
+        Origin::serve(pods[1].app(), speaks, busy).await,
     ];
-    let load = Load::start(client.entry("orders"));
-    load.passes(60).await;
-    leaves.until("remora_inbound_http_requests_total", &[("tls", "mtls")], 1).await;
-    // The hard order: the sidecar is told to end before anybody else knows.
+    let load = Load::of(client.entry("orders"), speaks);
+    leaves.until("remora_inbound_http_requests_total", &[("tls", "mtls")], 10).await;
     leaves.terminate();
     load.passes(60).await;
     mesh.remove_pod(&pods[1]);
@@ -181,7 +206,16 @@ async fn a_replica_that_drains_and_leaves_loses_no_request() {
     leaves.ended().await;
     load.passes(60).await;
     load.without_failures().await;
-    drop(stays);
+}
+
+#[tokio::test]
+async fn a_replica_that_drains_and_leaves_loses_no_request() {
+    a_replica_leaves(Speaks::H1).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_drains_and_leaves_loses_no_stream() {
+    a_replica_leaves(Speaks::H2).await;
 }
 
 #[tokio::test]

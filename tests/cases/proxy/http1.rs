@@ -368,6 +368,8 @@ async fn a_head_beyond_the_limit_is_answered_431() {
     let many: String = (0..300).map(|n| format!("x-{n}: 1\r\n")).collect();
     client.send(format!("GET / HTTP/1.1\r\nHost: orders\r\n{many}\r\n")).await;
     assert_eq!(client.head().await.status(), 431);
+    let reason = [("direction", "outbound"), ("reason", "header-too-large")];
+    pair.client.until("remora_proxy_errors_total", &reason, 2).await;
     assert!(!app.has_caller().await);
 }
 
@@ -386,6 +388,8 @@ async fn what_looks_like_http_and_is_not_is_answered_400() {
     let mut client = Wire::dial(pair.entry()).await;
     client.send("GET / HTTP/1.1\r\nHost orders\r\n\r\n").await;
     assert_eq!(client.head().await.status(), 400);
+    let reason = [("direction", "outbound"), ("reason", "bad-request")];
+    pair.client.until("remora_proxy_errors_total", &reason, 1).await;
     assert!(!app.has_caller().await);
 }
 

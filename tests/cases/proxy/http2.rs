@@ -394,3 +394,23 @@ async fn a_code_that_the_owner_names_is_retried() {
     assert_eq!(response.headers()["grpc-status"], "0");
     assert_eq!(calls.load(Ordering::SeqCst), 2);
 }
+
+#[tokio::test]
+async fn a_head_beyond_the_limit_is_answered_431_and_the_connection_goes_on() {
+    let pair = Pair::start(&[]).await;
+    let origin = Origin::serve(pair.server.pod.app(), Speaks::H2, |_| async {
+        Response::new(full("hello"))
+    })
+    .await;
+    let mut sender = client(pair.entry()).await;
+    let large = "x".repeat(16_000);
+    let mut request = Request::get("http://orders/").body(empty()).unwrap();
+    for name in ["x-a", "x-b", "x-c", "x-d", "x-e"] {
+        request.headers_mut().insert(name, large.parse().unwrap());
+    }
+    let response = within("an answer", sender.send_request(request)).await.unwrap();
+    assert_eq!((response.status().as_u16(), origin.requests()), (431, 0));
+    let request = Request::get("http://orders/").body(empty()).unwrap();
+    let response = within("an answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), 200);
+}
