@@ -1,5 +1,7 @@
 //! `remora-proxy`: the sidecar.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use remora_core::{names::env, telemetry};
 use remora_proxy::{app, config::Args};
@@ -18,8 +20,17 @@ struct Cli {
     log_format: telemetry::LogFormat,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("remora-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
     let log = telemetry::init(&cli.log, cli.log_format)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async { app::run(cli.args, Some(log), app::signals()?).await })

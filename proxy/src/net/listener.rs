@@ -19,10 +19,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A listener that cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {addr}: {source}{}", mend(.source))]
+#[error("cannot listen on {addr}: {cause}{}", mend(.cause))]
 pub struct BindError {
     addr: SocketAddr,
-    source: io::Error,
+    cause: io::Error,
 }
 
 fn mend(error: &io::Error) -> &'static str {
@@ -40,7 +40,7 @@ fn mend(error: &io::Error) -> &'static str {
 /// Where the address cannot be bound, also because a process of the same user listens there:
 /// `SO_REUSEPORT` alone would share the port with it in silence.
 pub fn bind(addr: SocketAddr, count: usize) -> Result<Vec<std::net::TcpListener>, BindError> {
-    let fail = |source| BindError { addr, source };
+    let fail = |cause| BindError { addr, cause };
     let first = open(addr, false).map_err(fail)?;
     if count <= 1 {
         return Ok(vec![first]);
