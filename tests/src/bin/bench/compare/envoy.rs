@@ -5,7 +5,10 @@
 use std::{fs, path::Path};
 
 use anyhow::Context;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
+};
 use serde_json::{Value, json};
 
 use super::pods::{INBOUND_PORT, OUTBOUND_PORT, SERVERS, SERVICE};
@@ -37,11 +40,17 @@ pub(crate) fn command(envoy: &Path, dir: &Path, side: &str) -> Vec<String> {
 fn certificates(dir: &Path) -> anyhow::Result<()> {
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    ca.distinguished_name.push(DnType::CommonName, "bench CA");
     let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)?;
     fs::write(dir.join("ca.pem"), ca.pem())?;
     for side in ["client", "server"] {
         let key = KeyPair::generate()?;
         let mut leaf = CertificateParams::default();
+        leaf.distinguished_name.push(DnType::CommonName, side);
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         leaf.subject_alt_names = vec![SanType::URI(spiffe(side).try_into()?)];
         fs::write(dir.join(format!("{side}.pem")), leaf.signed_by(&key, &ca)?.pem())?;
         fs::write(dir.join(format!("{side}.key")), key.serialize_pem())?;
@@ -68,7 +77,8 @@ fn client(dir: &Path) -> Value {
         "name": "pass-through", "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED",
     })];
     clusters.extend(PORTS.map(|port| {
-        let mut cluster = cluster(port, SERVERS.map(|ip| ip.to_string()).as_slice());
+        // HTTP/2 between the pair for both: it costs Envoy less than HTTP/1.1 does.
+        let mut cluster = cluster(port, SERVERS.map(|ip| ip.to_string()).as_slice(), true);
         let tls = json!({
             "@type": format!("{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"),
             "common_tls_context": tls_context(dir, "client", port, json!({"exact": spiffe("server")})),
@@ -105,7 +115,7 @@ fn server(dir: &Path) -> Value {
         ],
         "filter_chains": chains,
     });
-    let clusters = PORTS.map(|port| cluster(port, &["127.0.0.1".to_owned()]));
+    let clusters = PORTS.map(|port| cluster(port, &["127.0.0.1".to_owned()], port == ports::HTTP2));
     bootstrap("server", vec![listener], clusters.to_vec())
 }
 
@@ -155,7 +165,7 @@ fn tcp_proxy(cluster: &str) -> Value {
     }})
 }
 
-fn cluster(port: u16, ips: &[String]) -> Value {
+fn cluster(port: u16, ips: &[String], http2: bool) -> Value {
     let name = format!("app-{port}");
     let endpoints: Vec<_> =
         ips.iter().map(|ip| json!({"endpoint": {"address": address(ip, port)}})).collect();
@@ -168,9 +178,7 @@ fn cluster(port: u16, ips: &[String]) -> Value {
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     });
     if is_http(port) {
-        // HTTP/1.1 stays HTTP/1.1 between the pair, which is Istio's default.
-        let protocol =
-            if port == ports::HTTP2 { "http2_protocol_options" } else { "http_protocol_options" };
+        let protocol = if http2 { "http2_protocol_options" } else { "http_protocol_options" };
         cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": format!("{TYPES}.upstreams.http.v3.HttpProtocolOptions"),
             "explicit_http_config": {protocol: {}},
@@ -182,8 +190,7 @@ fn cluster(port: u16, ips: &[String]) -> Value {
 fn tls_context(dir: &Path, side: &str, port: u16, peer: Value) -> Value {
     let file = |name: String| json!({"filename": dir.join(name)});
     let alpn = match port {
-        ports::HTTP1 => "http/1.1",
-        ports::HTTP2 => "h2",
+        ports::HTTP1 | ports::HTTP2 => "h2",
         _ => "bench-tcp",
     };
     json!({

@@ -74,10 +74,16 @@ pub(crate) struct Workload {
     pub(crate) bulk: bool,
 }
 
-const WORKLOADS: [Workload; 3] = [
+const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "http1, 50 connections, 1 KiB",
         load: "http1 --connections 50",
+        port: ports::HTTP1,
+        bulk: false,
+    },
+    Workload {
+        name: "http1, 50 connections, 1 KiB, at 2000 requests/s",
+        load: "http1 --connections 50 --rate 2000",
         port: ports::HTTP1,
         bulk: false,
     },

@@ -15,7 +15,8 @@ pub(super) fn tables(workloads: &[&Workload], systems: &[System], rows: &[Row]) 
     let mut text = String::from(
         "Medians over the rounds; latencies in microseconds; CPU seconds (user and system) per 10,000 \
          requests, or per GB;\nmemory is the peak of resident MiB. Ratios are medians of the rounds' \
-         own ratios; below 1 is cheaper.\n",
+         own ratios. Where the pair is not busy in a closed loop, load or application was the limit: \
+         compare CPU, not speed.\n",
     );
     for workload in workloads {
         table(&mut text, workload, systems, rows).expect("invariant: a String takes everything");
@@ -34,9 +35,9 @@ fn table(
     writeln!(
         text,
         "| system | {unit} | / direct | / envoy | p50 | p99 | p99.9 | CPU outbound | CPU inbound | \
-         CPU pair / envoy | memory outbound, inbound |"
+         CPU pair / envoy | pair busy | memory outbound, inbound |"
     )?;
-    writeln!(text, "|---|{}", "---:|".repeat(10))?;
+    writeln!(text, "|---|{}", "---:|".repeat(11))?;
     for &system in systems {
         let of = |system| {
             rows.iter().filter(move |row| row.workload == workload.name && row.system == system)
@@ -52,12 +53,13 @@ fn table(
         let speed = |row: &Row| Some(rate(workload, row));
         let cpu = |side: usize| move |row: &Row| Some(cost(workload, row)?[side]);
         let pair = |row: &Row| Some(cost(workload, row)?.iter().sum());
+        let busy = |row: &Row| Some(row.cpu?.iter().sum::<f64>() / row.load.seconds * 100.0);
         let latency = |f: fn(&Row) -> u64| {
             if workload.bulk { None } else { over(&|row| Some(f(row) as f64)) }
         };
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {}, {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} % | {}, {} |",
             format!("{system:?}").to_lowercase(),
             number(over(&speed), 0),
             number(ratio(System::Direct, &speed), 2),
@@ -68,6 +70,7 @@ fn table(
             number(over(&cpu(0)), 3),
             number(over(&cpu(1)), 3),
             number(ratio(System::Envoy, &pair), 2),
+            number(over(&busy), 0),
             number(over(&|row| Some(row.memory?[0])), 1),
             number(over(&|row| Some(row.memory?[1])), 1),
         )?;
@@ -136,7 +139,7 @@ mod tests {
         let line = text.lines().find(|line| line.starts_with("| remora")).unwrap();
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         assert_eq!(cells[2..8], ["11000", "0.50", "2.00", "100", "200", "300"], "{line}");
-        assert_eq!(cells[10..12], ["0.50", "8.0, 9.0"], "{line}");
+        assert_eq!(cells[10..13], ["0.50", "75 %", "8.0, 9.0"], "{line}");
     }
 
     #[test]

@@ -110,6 +110,7 @@ impl Pace {
                 permits.add_permits((by_now - given) as usize);
                 given = by_now;
                 let next = start + interval.mul_f64(given as f64);
+                let next = end.map_or(next, |end| next.min(end));
                 std::thread::park_timeout(next.saturating_duration_since(Instant::now()));
             }
         })?;
