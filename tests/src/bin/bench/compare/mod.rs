@@ -180,6 +180,9 @@ struct Stage {
     _app: Process,
 }
 
+/// The load's report, CPU seconds and peak memory of both sidecars.
+type Measured = (Report, Option<[f64; 2]>, Option<[f64; 2]>);
+
 /// A running pair.
 struct Pair {
     /// Outbound, inbound.
@@ -206,24 +209,42 @@ impl Stage {
         round: u8,
         seconds: u8,
     ) -> anyhow::Result<Row> {
-        let mut pair = self.pair(system).await?;
-        let measured = self.measure_pair(system, &mut pair, workload, seconds).await;
-        if let Some(pair) = pair {
-            pair.stop().await?;
+        let meshed = system != System::Direct;
+        if meshed {
+            // Before the sidecars, as in a pod: rules that come between the packets of a connection
+            // would take its answers for new connections.
+            self.pods.intercept(true).await?;
+        }
+        let measured = self.measure_once(system, workload, seconds).await;
+        if meshed {
             self.pods.intercept(false).await?;
         }
         let (load, cpu, memory) = measured?;
         Ok(Row { workload: workload.name, system, round, load, cpu, memory })
     }
 
-    /// The load's report, CPU seconds and peak memory of both sidecars.
+    /// With the rules in force: starts, measures, stops.
+    async fn measure_once(
+        &self,
+        system: System,
+        workload: &Workload,
+        seconds: u8,
+    ) -> anyhow::Result<Measured> {
+        let mut pair = self.pair(system).await?;
+        let measured = self.measure_pair(system, &mut pair, workload, seconds).await;
+        if let Some(pair) = pair {
+            pair.stop().await?;
+        }
+        measured
+    }
+
     async fn measure_pair(
         &self,
         system: System,
         pair: &mut Option<Pair>,
         workload: &Workload,
         seconds: u8,
-    ) -> anyhow::Result<(Report, Option<[f64; 2]>, Option<[f64; 2]>)> {
+    ) -> anyhow::Result<Measured> {
         self.prove(system, pair).await?;
         let words = format!("{} --warm-up {WARM_UP} --seconds {seconds}", workload.load);
         let (_load, mut talk) = self.load(system, &words, workload.port, Some(OTHERS))?;
@@ -244,7 +265,7 @@ impl Stage {
         Ok((load, cpu, memory))
     }
 
-    /// Starts the sidecars and turns connections to them.
+    /// Starts the sidecars.
     async fn pair(&self, system: System) -> anyhow::Result<Option<Pair>> {
         let log = self.dir.path().join("log");
         let client = self.pods.place(Side::Client, Some(SIDECARS))?;
@@ -259,6 +280,9 @@ impl Stage {
                 Pair { sidecars: [outbound, inbound], control_plane: None }
             }
             System::Remora => {
+                // The former control plane's roots are of the same CA, but it is this one that has
+                // to be up.
+                _ = std::fs::remove_file(self.mesh.bundle());
                 let place = self.pods.place(Side::Server, Some(OTHERS))?;
                 let control_plane = place.start(&self.mesh.control_plane(admin(9990)), &log)?;
                 let deadline = Instant::now() + START;
@@ -271,7 +295,6 @@ impl Stage {
                 Pair { sidecars: [outbound, inbound], control_plane: Some(control_plane) }
             }
         };
-        self.pods.intercept(true).await?;
         Ok(Some(pair))
     }
 
