@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Read,
     net::{IpAddr, Ipv4Addr},
+    process::Stdio,
 };
 
 use anyhow::Context;
@@ -14,7 +15,10 @@ use nix::{
     unistd::{getegid, geteuid},
 };
 use remora_proxy::redirect::{self, RedirectConfig};
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
 
 use crate::process::{Place, own};
 
@@ -162,14 +166,13 @@ impl Pods {
 }
 
 async fn pod() -> anyhow::Result<Child> {
-    use tokio::io::AsyncBufReadExt;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("pod").kill_on_drop(true);
     // Its standard input is a pipe from us, which ends when we do.
-    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().context("no standard output")?;
-    let line = tokio::io::BufReader::new(stdout).lines().next_line().await?;
+    let line = BufReader::new(stdout).lines().next_line().await?;
     line.context("cannot make a pod's network namespace")?;
     Ok(child)
 }
