@@ -5,7 +5,7 @@
 //!
 //! Only its own worker uses a pool, so its locks are free; they are never held across an await.
 
-use std::{collections::HashMap, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, hash::Hash, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn};
@@ -120,42 +120,50 @@ impl<K: Hash + Eq + Clone> Pool<K> {
         Self { idle_timeout, h1: Mutex::default(), h2: Mutex::default() }
     }
 
-    /// An idle or shared connection if there is one, else a new one over what `dial` opens.
+    /// An idle or shared connection, if there is one.
+    pub fn get(&self, key: &K, version: Version) -> Option<Connection> {
+        match version {
+            Version::H1 => {
+                let sender = self.take_idle(key)?;
+                Some(Connection::H1 { sender, reused: true })
+            }
+            Version::H2 => self.h2.lock().get(key)?.usable().map(Connection::H2),
+        }
+    }
+
+    /// A new connection over what `dial` opens; for HTTP/2 perhaps one that somebody else opened
+    /// meanwhile. The future is large and rarely needed, so it is boxed, and kept out of those
+    /// that every request has.
     ///
     /// # Errors
     /// Those of `dial`; nothing was sent.
-    pub async fn connection<IO, D>(
-        &self,
-        key: &K,
+    pub fn open<'a, IO, D>(
+        &'a self,
+        key: &'a K,
         version: Version,
-        dial: D,
-    ) -> Result<Connection, Error>
+        dial: impl FnOnce() -> D + Send + 'a,
+    ) -> Pin<Box<dyn Future<Output = Result<Connection, Error>> + Send + 'a>>
     where
+        K: Send + Sync,
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        D: Future<Output = Result<IO, Error>>,
+        D: Future<Output = Result<IO, Error>> + Send + 'a,
     {
         match version {
-            Version::H1 => {
-                if let Some(sender) = self.take_idle(key) {
-                    return Ok(Connection::H1 { sender, reused: true });
-                }
-                let sender = handshake_h1(dial.await?).await?;
+            Version::H1 => Box::pin(async move {
+                let sender = handshake_h1(dial().await?).await?;
                 Ok(Connection::H1 { sender, reused: false })
-            }
-            Version::H2 => {
+            }),
+            Version::H2 => Box::pin(async move {
                 let shared = Arc::clone(self.h2.lock().entry(key.clone()).or_default());
-                if let Some(sender) = shared.usable() {
-                    return Ok(Connection::H2(sender));
-                }
                 // One opens, the others wait for it and look again.
                 let _turn = shared.opening.lock().await;
                 if let Some(sender) = shared.usable() {
                     return Ok(Connection::H2(sender));
                 }
-                let sender = handshake_h2(dial.await?).await?;
+                let sender = handshake_h2(dial().await?).await?;
                 *shared.ready.lock() = Some(sender.clone());
                 Ok(Connection::H2(sender))
-            }
+            }),
         }
     }
 

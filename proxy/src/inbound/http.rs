@@ -119,8 +119,13 @@ async fn send(
     }
     let mut sends = 0;
     loop {
-        let dial = inbound.connector.connect(arrival.app, CONNECT);
-        let mut connection = inbound.pool.connection(&arrival.app, *version, dial).await?;
+        let mut connection = match inbound.pool.get(&arrival.app, *version) {
+            Some(connection) => connection,
+            None => {
+                let dial = || inbound.connector.connect(arrival.app, CONNECT);
+                inbound.pool.open(&arrival.app, *version, dial).await?
+            }
+        };
         sends += 1;
         match connection.send(request).await {
             Ok(response) => return Ok((response, connection)),

@@ -99,7 +99,8 @@ where
             Ok((stream, peer)) => {
                 pause = Duration::from_millis(5);
                 prepare(&stream);
-                tokio::spawn(drain.track(serve(stream, peer)));
+                // Boxed at once: the future is large, and every layer around it would move it.
+                tokio::spawn(drain.track(Box::pin(serve(stream, peer))));
             }
             // The client gave up before we came to it: nothing is wrong with the listener.
             Err(error) if is_connection_error(&error) => {}

@@ -180,8 +180,14 @@ impl<'a> Exchange<'a> {
             Version::H2 => Alpn::H2,
         };
         let key = Key(Arc::clone(endpoint));
-        let dial = self.outbound.dial(endpoint, alpn, timeouts.connect);
-        let mut connection = self.outbound.pool.connection(&key, self.version, dial).await?;
+        let pool = &self.outbound.pool;
+        let mut connection = match pool.get(&key, self.version) {
+            Some(connection) => connection,
+            None => {
+                let dial = || self.outbound.dial(endpoint, alpn, timeouts.connect);
+                pool.open(&key, self.version, dial).await?
+            }
+        };
         // The endpoint's speed is judged without the dial, which happens once.
         let sent_at = Instant::now();
         let sending = connection.send(request);
