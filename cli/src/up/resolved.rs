@@ -90,8 +90,12 @@ pub fn pod(pod: &Pod) -> Option<Value> {
     let ready = if pod.is_ready() { "True" } else { "False" };
     value["metadata"]["namespace"] = json!(pod.key.0);
     value["spec"]["nodeName"] = json!(super::NODE_NAME);
-    if pod.sidecar.is_some() {
-        value["metadata"]["annotations"][annotations::INJECTED] = json!(env!("CARGO_PKG_VERSION"));
+    if let Some(settings) = &pod.sidecar {
+        // The rules that are in force in it, whatever its namespace says by now.
+        let skipped = settings.skip_inbound_ports.to_string();
+        let annotated = &mut value["metadata"]["annotations"];
+        annotated[annotations::INJECTED] = json!(env!("CARGO_PKG_VERSION"));
+        annotated[annotations::SKIP_INBOUND_PORTS] = json!(skipped);
     }
     if let Some(since) = &live.terminating {
         value["metadata"]["deletionTimestamp"] = json!(since);

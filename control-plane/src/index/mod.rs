@@ -219,7 +219,10 @@ impl Index {
 
     fn touch_namespace(&self, namespace: &str, touched: &mut Touched) {
         touched.services.extend(in_namespace(&self.services, namespace).map(|(n, _)| n.clone()));
-        touched.pods.extend(in_namespace(&self.pods, namespace).map(|(n, _)| n.clone()));
+        for (name, pod) in in_namespace(&self.pods, namespace) {
+            touched.pods.insert(name.clone());
+            touched.services.extend(self.services_naming(name, &pod.ips));
+        }
     }
 
     fn put_service(
@@ -276,18 +279,22 @@ impl Index {
                 .flatten()
                 .flat_map(|pod| pod.ips.iter().copied())
                 .collect();
-            let bare = ips.iter().map(|ip| Reference::Address(*ip));
-            for reference in bare.chain([Reference::Pod(name.clone())]) {
-                let slices = self.slices_naming.of(&reference);
-                let services = slices.filter_map(|slice| Some(&self.slices.get(slice)?.service));
-                touched.services.extend(services.cloned());
-            }
+            touched.services.extend(self.services_naming(&name, &ips));
             touched.addresses.extend(ips);
             touched.pods.insert(name.clone());
         }
         if let Some(new) = new {
             self.pods.insert(name, new);
         }
+    }
+
+    /// Services whose endpoints name a pod or one of its addresses, in whatever namespace.
+    fn services_naming(&self, pod: &Name, ips: &[IpAddr]) -> HashSet<Name> {
+        let bare = ips.iter().map(|ip| Reference::Address(*ip));
+        bare.chain([Reference::Pod(pod.clone())])
+            .flat_map(|reference| self.slices_naming.of(&reference).collect::<Vec<_>>())
+            .filter_map(|slice| Some(self.slices.get(slice)?.service.clone()))
+            .collect()
     }
 
     fn put_slice(&mut self, object: &discovery::EndpointSlice, touched: &mut Touched) {
