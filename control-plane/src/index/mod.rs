@@ -59,12 +59,25 @@ enum Reference {
 
 /// An annotation that could not be used, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{object}: {annotation}; what held before stays in force")]
+#[error("{object}: {annotation}")]
 pub struct Warning {
     /// The object.
     pub object: Key,
-    /// The annotation and the mend.
+    /// The annotation, the mend, and what follows.
     pub annotation: InvalidAnnotation,
+}
+
+/// What of a Service's annotations cannot be used: what [`Index::apply`] says of it, for those who
+/// show it elsewhere too.
+#[must_use]
+pub fn service_warnings(service: &Arc<core::Service>) -> Vec<Warning> {
+    let mut bad = Vec::new();
+    let _ = Service::parse(service, None, &mut bad);
+    warnings(&Object::Service(Arc::clone(service)), bad)
+}
+
+fn warnings(object: &Object, bad: Vec<InvalidAnnotation>) -> Vec<Warning> {
+    bad.into_iter().map(|annotation| Warning { object: object.key(), annotation }).collect()
 }
 
 /// What a batch of events did.
@@ -182,9 +195,7 @@ impl Index {
             Object::Deployment(_) => return,
         }
         touched.objects += 1;
-        let warnings =
-            bad.into_iter().map(|annotation| Warning { object: object.key(), annotation });
-        touched.warnings.extend(warnings);
+        touched.warnings.extend(warnings(object, bad));
     }
 
     fn remove(&mut self, key: &Key, touched: &mut Touched) {

@@ -20,7 +20,7 @@ use remora_core::{
 };
 
 use super::{
-    policy::{Policy, Warnings},
+    policy::{self, Policy, Warnings},
     protocol::AppProtocol,
 };
 use crate::source::manifest::endpoints::SERVICE_NAME_LABEL;
@@ -354,7 +354,7 @@ impl<'a> Reader<'a> {
         match settings::read(map, key, str::parse) {
             Ok(value) => value,
             Err(error) => {
-                self.warn.push(error);
+                self.warn.push(policy::left(error));
                 old.cloned().flatten()
             }
         }

@@ -339,7 +339,7 @@ fn a_bad_annotation_is_a_warning_with_object_and_mend() {
     );
     assert_eq!(
         warnings[1],
-        "Service shop/orders: annotation balancer.remora.io/failure-accrual: \"sometimes\": use consecutive or none; what held before stays in force"
+        "Service shop/orders: annotation balancer.remora.io/failure-accrual: \"sometimes\": use consecutive or none; what held before, or else the default, stays in force"
     );
 }
 
