@@ -35,13 +35,16 @@ use state::StateDir;
 /// What pods see as their node's name.
 pub const NODE_NAME: &str = "remora-node";
 
+/// Name of a mesh that is given none.
+pub const DEFAULT_NAME: &str = "default";
+
 /// Arguments of `remora up`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Directory of Kubernetes manifests (.yaml, .yml, .json).
     dir: PathBuf,
     /// Name of this mesh, where several run at a time.
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = DEFAULT_NAME)]
     name: String,
     /// Make a Service reachable from this machine: 127.0.0.1:8080=web.shop:80.
     #[arg(long, value_name = "ADDRESS:PORT=SERVICE.NAMESPACE:PORT")]
