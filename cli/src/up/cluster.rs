@@ -337,7 +337,7 @@ impl Shared {
 
     fn announce(&self, pod: &Pod, what: &str, event: impl FnOnce(Key) -> Event) {
         let (namespace, name) = &pod.key;
-        self.console.detail(&format!("pod {namespace}/{name} {what}"));
+        self.console.say(&format!("pod {namespace}/{name} {what}"));
         // Nobody listening is fine.
         let _ = self.events.send(event(pod.key.clone()));
     }

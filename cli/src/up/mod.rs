@@ -140,10 +140,10 @@ pub fn run_stage(args: StageArgs) -> Result<ExitCode, Error> {
         let logs = options.state.path("logs");
         let console = console::Console::new(options.quiet);
         let cluster = cluster::Cluster::start(options).await?;
-        console.detail(&format!("logs are in {}; Ctrl-C ends it", logs.display()));
+        console.say(&format!("logs are in {}; Ctrl-C ends it", logs.display()));
         tokio::spawn(publish::serve(cluster.clone(), socket));
         if lifeline.recv().await == Some(stage::Lifeline::Stop) {
-            console.detail("stopping; Ctrl-C again to end at once");
+            console.say("stopping; Ctrl-C again to end at once");
             tokio::select! {
                 () = cluster.stop() => {}
                 _ = lifeline.recv() => {}
