@@ -12,6 +12,7 @@ pub mod enter;
 pub mod env;
 pub mod error;
 pub mod exec;
+pub mod ignored;
 pub mod manifests;
 pub mod mesh;
 pub mod net;
