@@ -250,6 +250,11 @@ impl Cluster {
         live.containers.iter().find(chosen).map(|c| c.process.clone())
     }
 
+    /// Says something on the terminal, once however often it applies.
+    pub fn warn_once(&self, line: String) {
+        self.shared.warn_once(line);
+    }
+
     /// Ends all pods, then the control plane.
     pub async fn stop(&self) {
         let shared = &self.shared;

@@ -95,7 +95,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             dir.display()
         )]));
     }
-    let publish = args.publish.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>()?;
+    let publish =
+        args.publish.iter().map(|text| text.parse()).collect::<Result<Vec<Publish>, _>>()?;
+    publish.iter().try_for_each(|publish| publish.check(&manifests.services))?;
     let state = StateDir::create(&args.name)?;
     let mut program: Vec<OsString> = vec!["up-stage".into(), "--dir".into(), dir.into()];
     program.extend(["--state".into(), state.root().into()]);
