@@ -90,7 +90,7 @@ pub enum Error {
     #[error("--publish {publish}: {problem}; there are: {}", if .known.is_empty() { "none".to_owned() } else { .known.join(", ") })]
     NoTarget {
         /// What was asked for.
-        publish: super::publish::Publish,
+        publish: String,
         /// What is not there.
         problem: String,
         /// Those that exist.
@@ -100,7 +100,7 @@ pub enum Error {
     #[error("--publish {publish}: {problem}")]
     Listen {
         /// What was asked for.
-        publish: super::publish::Publish,
+        publish: String,
         /// Why, and the mend.
         problem: String,
     },

@@ -2,8 +2,11 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
-/// Whether a pod asks for it, and what is said where one does.
-const IGNORED: [(fn(&PodSpec) -> bool, &str); 6] = [
+/// Whether a pod asks for something.
+type Asks = fn(&PodSpec) -> bool;
+
+/// What pods may ask for, and what is said where one does.
+const IGNORED: [(Asks, &str); 6] = [
     (
         |spec| containers(spec).any(|c| c.image.is_some()),
         "container images are not used: `command` and `args` run as local processes",
@@ -35,7 +38,7 @@ const IGNORED: [(fn(&PodSpec) -> bool, &str); 6] = [
 
 /// One line for each kind of thing that some pod asks for in vain.
 pub fn ignored(pods: &[Pod]) -> impl Iterator<Item = &'static str> {
-    let asked = |asks: fn(&PodSpec) -> bool| pods.iter().filter_map(|p| p.spec.as_ref()).any(asks);
+    let asked = |asks: Asks| pods.iter().filter_map(|p| p.spec.as_ref()).any(asks);
     IGNORED.iter().filter(move |(asks, _)| asked(*asks)).map(|(_, line)| *line)
 }
 

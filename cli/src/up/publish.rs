@@ -70,7 +70,7 @@ impl Publish {
         let table = Table { services: entries };
         let missing = target(&table, &self.target).err();
         missing.map_or(Ok(()), |Missing { problem, known }| {
-            Err(Error::NoTarget { publish: self.clone(), problem, known })
+            Err(Error::NoTarget { publish: self.to_string(), problem, known })
         })
     }
 }
@@ -92,7 +92,7 @@ pub async fn listen(publish: &Publish) -> Result<TcpListener, Error> {
             io::ErrorKind::PermissionDenied => "not allowed; choose a port above 1023".into(),
             _ => format!("cannot listen: {error}"),
         };
-        Error::Listen { publish: publish.clone(), problem }
+        Error::Listen { publish: publish.to_string(), problem }
     })
 }
 
