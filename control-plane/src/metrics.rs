@@ -1,9 +1,12 @@
 //! What `/metrics` shows.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::{
+    fmt::{self, Write},
+    sync::atomic::{AtomicI64, AtomicU64},
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{
         counter::Counter,
         family::Family,
@@ -37,7 +40,7 @@ pub struct Metrics {
 }
 
 /// How a request for a certificate ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CertifyResult {
     /// Signed.
     Issued,
@@ -47,6 +50,17 @@ pub enum CertifyResult {
     BadRequest,
     /// The checker or the issuer could not do it.
     Unavailable,
+}
+
+impl EncodeLabelValue for CertifyResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Issued => "issued",
+            Self::BadToken => "bad-token",
+            Self::BadRequest => "bad-request",
+            Self::Unavailable => "unavailable",
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -116,5 +130,23 @@ impl Metrics {
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         r.register("build", "The program's version", Info::new(version));
         registry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_are_lower_case_kebab() {
+        let metrics = Metrics::default();
+        let all = [CertifyResult::Issued, CertifyResult::BadToken, CertifyResult::BadRequest];
+        all.into_iter().chain([CertifyResult::Unavailable]).for_each(|r| metrics.certified(r));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();
+        for word in ["issued", "bad-token", "bad-request", "unavailable"] {
+            let line = format!("remora_control_plane_certificates_total{{result=\"{word}\"}} 1");
+            assert!(text.contains(&line), "{text}");
+        }
     }
 }

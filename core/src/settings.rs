@@ -31,6 +31,12 @@ pub fn read<T>(
         .transpose()
 }
 
+/// What holds for a pod of what it and its namespace say: its own word, else the namespace's. The
+/// injector writes the sidecar by this rule and the control plane describes it by the same.
+pub fn in_force<T>(on_pod: Option<T>, on_namespace: Option<T>) -> Option<T> {
+    on_pod.or(on_namespace)
+}
+
 /// Value of `remora.io/inject`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inject {

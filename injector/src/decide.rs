@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use remora_core::{
     names::{CLUSTER_DOMAIN, SYSTEM_NAMESPACE, TRUST_DOMAIN, annotations, ports},
-    settings::{Inject, InvalidAnnotation, read},
+    settings::{Inject, InvalidAnnotation, in_force, read},
 };
 
 use crate::{
@@ -164,8 +164,7 @@ pub fn decide(pod: &Pod, namespace: &NamespaceInfo, settings: &Settings) -> Deci
         Ok(Some(reason)) => return Decision::Skip(reason),
         Ok(None) => {}
     }
-    let mut merged = config(&namespace.annotations);
-    merged.extend(config(on_pod));
+    let merged = config(on_pod, &namespace.annotations);
     match ProxySettings::read(&merged, &settings.defaults) {
         Ok(proxy) => Decision::Inject(Box::new(Plan { proxy, warnings: unknown_keys(&merged) })),
         Err(invalid) => {
@@ -233,10 +232,18 @@ fn all_containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
-fn config(map: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    map.iter()
-        .filter(|(key, _)| key.starts_with(annotations::CONFIG_PREFIX))
-        .map(|(key, value)| (key.clone(), value.clone()))
+/// The configuration annotations that hold for a pod, key by key.
+fn config(
+    on_pod: &BTreeMap<String, String>,
+    on_namespace: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    on_pod
+        .keys()
+        .chain(on_namespace.keys())
+        .filter(|key| key.starts_with(annotations::CONFIG_PREFIX))
+        .filter_map(|key| {
+            Some((key.clone(), in_force(on_pod.get(key), on_namespace.get(key))?.clone()))
+        })
         .collect()
 }
 

@@ -250,6 +250,11 @@ impl Cluster {
         live.containers.iter().find(chosen).map(|c| c.process.clone())
     }
 
+    /// Says something on the terminal, once however often it applies.
+    pub fn warn_once(&self, line: String) {
+        self.shared.warn_once(line);
+    }
+
     /// Ends all pods, then the control plane.
     pub async fn stop(&self) {
         let shared = &self.shared;
@@ -337,7 +342,7 @@ impl Shared {
 
     fn announce(&self, pod: &Pod, what: &str, event: impl FnOnce(Key) -> Event) {
         let (namespace, name) = &pod.key;
-        self.console.detail(&format!("pod {namespace}/{name} {what}"));
+        self.console.say(&format!("pod {namespace}/{name} {what}"));
         // Nobody listening is fine.
         let _ = self.events.send(event(pod.key.clone()));
     }

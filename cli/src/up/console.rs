@@ -44,13 +44,6 @@ impl Console {
         let _ = writeln!(std::io::stderr(), "remora: {line}");
     }
 
-    /// Life cycle, not shown by a quiet one.
-    pub fn detail(&self, line: &str) {
-        if !self.quiet {
-            self.say(line);
-        }
-    }
-
     fn output(&self, prefix: &str, line: &str) {
         if self.quiet {
             return;

@@ -27,9 +27,6 @@ pub fn of_container(
     }
     let hostname = pod.spec.as_ref().and_then(|spec| spec.hostname.clone());
     env.insert("HOSTNAME".into(), hostname.unwrap_or_else(|| key(&pod.metadata).1));
-    if container.env_from.as_ref().is_some_and(|from| !from.is_empty()) {
-        warn(format!("container {}: envFrom is ignored", container.name));
-    }
     for variable in container.env.iter().flatten() {
         match value(variable, pod, pod_ip) {
             Ok(value) => {

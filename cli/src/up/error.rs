@@ -86,6 +86,24 @@ pub enum Error {
     /// Interception or Service addresses could not be set up.
     #[error("interception: {0}")]
     Mesh(String),
+    /// `--publish` of what the manifests do not have.
+    #[error("--publish {publish}: {problem}; there are: {}", if .known.is_empty() { "none".to_owned() } else { .known.join(", ") })]
+    NoTarget {
+        /// What was asked for.
+        publish: String,
+        /// What is not there.
+        problem: String,
+        /// Those that exist.
+        known: Vec<String>,
+    },
+    /// An address of this machine that cannot be listened on.
+    #[error("--publish {publish}: {problem}")]
+    Listen {
+        /// What was asked for.
+        publish: String,
+        /// Why, and the mend.
+        problem: String,
+    },
     /// `--publish` that cannot be read.
     #[error("--publish {text:?}: {problem}; use for example 127.0.0.1:8080=web.shop:80")]
     Publish {

@@ -38,7 +38,7 @@ pub struct Args {
     /// Its container; by default the first.
     #[arg(short, long)]
     container: Option<String>,
-    /// Which mesh, where several are running.
+    /// Which mesh; without it the one named default, else the only one.
     #[arg(long)]
     name: Option<String>,
     /// Accepted for kubectl's sake: standard input is always passed on.
@@ -94,7 +94,7 @@ pub struct ContainerEntry {
 /// # Errors
 /// Where there is no such mesh, pod or container, or it cannot be entered.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
-    let state = find(args.name)?;
+    let state = find(StateDir::running(), args.name)?;
     let (entry, container) = choose(&state, &args.namespace, &args.pod, args.container)?;
     let read = |name: &str| {
         fs::read_to_string(state.path(name))
@@ -147,19 +147,20 @@ pub fn stage_exec(args: StageExecArgs) -> Result<ExitCode, Error> {
     become_command(&args.workdir, &args.command)
 }
 
-fn find(name: Option<String>) -> Result<StateDir, Error> {
-    let mut running = StateDir::running();
-    if let Some(name) = name {
-        let found = running.into_iter().find(|(known, _)| *known == name);
-        return found.map(|(_, dir)| dir).ok_or(Error::NotRunning { name: Some(name) });
+/// The mesh that is meant: the one named, else the one that `up` calls by its default name, else
+/// the only one.
+fn find<T>(mut running: Vec<(String, T)>, name: Option<String>) -> Result<T, Error> {
+    let wanted = name.as_deref().unwrap_or(super::DEFAULT_NAME);
+    if let Some(at) = running.iter().position(|(known, _)| known == wanted) {
+        return Ok(running.swap_remove(at).1);
     }
-    match (running.pop(), running.is_empty()) {
-        (None, _) => Err(Error::NotRunning { name: None }),
-        (Some((_, dir)), true) => Ok(dir),
-        (Some((last, _)), false) => {
-            Err(Error::Several(running.into_iter().map(|(name, _)| name).chain([last]).collect()))
-        }
+    if name.is_some() || running.is_empty() {
+        return Err(Error::NotRunning { name });
     }
+    if running.len() > 1 {
+        return Err(Error::Several(running.into_iter().map(|(name, _)| name).collect()));
+    }
+    Ok(running.swap_remove(0).1)
 }
 
 fn choose(
@@ -185,5 +186,27 @@ fn choose(
             container: container.unwrap_or_default(),
             known,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mesh_that_is_meant_is_the_named_the_default_or_the_only_one() {
+        let running = |names: &[&str]| -> Vec<(String, String)> {
+            names.iter().map(|name| ((*name).to_owned(), (*name).to_owned())).collect()
+        };
+        let find = |names: &[&str], name: Option<&str>| {
+            find(running(names), name.map(str::to_owned)).map_err(|error| error.to_string())
+        };
+        assert_eq!(find(&["default", "demo"], None).as_deref(), Ok("default"));
+        assert_eq!(find(&["default", "demo"], Some("demo")).as_deref(), Ok("demo"));
+        assert_eq!(find(&["demo"], None).as_deref(), Ok("demo"));
+        let several = find(&["a", "demo"], None).unwrap_err();
+        assert_eq!(several, "several meshes are running: a, demo; choose one with --name");
+        assert!(find(&[], None).unwrap_err().starts_with("no mesh is running;"));
+        assert!(find(&["a"], Some("b")).unwrap_err().contains("under the name \"b\""));
     }
 }

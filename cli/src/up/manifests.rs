@@ -10,7 +10,9 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use remora_control_plane::source::manifest;
+use remora_control_plane::{index::service_warnings, source::manifest};
+
+use super::ignored::ignored;
 
 /// Everything a directory asks for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,13 +58,12 @@ pub fn load(dir: &Path) -> Result<Manifests, Vec<String>> {
         let empty = || Namespace { metadata, ..Namespace::default() };
         namespaces.entry(name).or_insert_with(empty);
     }
-    Ok(Manifests {
-        namespaces,
-        services,
-        pods,
-        slices: objects.endpoint_slices().map(|slice| EndpointSlice::clone(slice)).collect(),
-        warnings: objects.warnings.iter().map(ToString::to_string).collect(),
-    })
+    let annotations = objects.services().flat_map(service_warnings).map(|w| w.to_string());
+    let mut warnings: Vec<String> = objects.warnings.iter().map(ToString::to_string).collect();
+    warnings.extend(annotations);
+    warnings.extend(ignored(&pods).map(str::to_owned));
+    let slices = objects.endpoint_slices().map(|slice| EndpointSlice::clone(slice)).collect();
+    Ok(Manifests { namespaces, services, pods, slices, warnings })
 }
 
 #[cfg(test)]
@@ -89,6 +90,19 @@ mod tests {
         let pod = |name: &str| ("shop".to_owned(), name.to_owned());
         assert_eq!(names, [pod("orders-0"), pod("orders-1")]);
         assert!(manifests.namespaces.contains_key("shop"));
+    }
+
+    #[test]
+    fn what_a_services_annotations_get_wrong_is_a_warning() {
+        let dir = dir(concat!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n",
+            "  annotations: {timeout.remora.io/request: soon, retry.remora.io/hhtp: \"503\"}\n",
+            "spec: {ports: [{port: 80}]}\n"
+        ));
+        let warnings = load(dir.path()).unwrap().warnings;
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].starts_with("Service default/web: annotation retry.remora.io/hhtp: "));
+        assert!(warnings[1].contains("timeout.remora.io/request: \"soon\""), "{warnings:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod enter;
 pub mod env;
 pub mod error;
 pub mod exec;
+pub mod ignored;
 pub mod manifests;
 pub mod mesh;
 pub mod net;
@@ -35,13 +36,16 @@ use state::StateDir;
 /// What pods see as their node's name.
 pub const NODE_NAME: &str = "remora-node";
 
+/// Name of a mesh that is given none.
+pub const DEFAULT_NAME: &str = "default";
+
 /// Arguments of `remora up`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Directory of Kubernetes manifests (.yaml, .yml, .json).
     dir: PathBuf,
     /// Name of this mesh, where several run at a time.
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = DEFAULT_NAME)]
     name: String,
     /// Make a Service reachable from this machine: 127.0.0.1:8080=web.shop:80.
     #[arg(long, value_name = "ADDRESS:PORT=SERVICE.NAMESPACE:PORT")]
@@ -91,7 +95,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             dir.display()
         )]));
     }
-    let publish = args.publish.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>()?;
+    let publish =
+        args.publish.iter().map(|text| text.parse()).collect::<Result<Vec<Publish>, _>>()?;
+    publish.iter().try_for_each(|publish| publish.check(&manifests.services))?;
     let state = StateDir::create(&args.name)?;
     let mut program: Vec<OsString> = vec!["up-stage".into(), "--dir".into(), dir.into()];
     program.extend(["--state".into(), state.root().into()]);
@@ -137,10 +143,10 @@ pub fn run_stage(args: StageArgs) -> Result<ExitCode, Error> {
         let logs = options.state.path("logs");
         let console = console::Console::new(options.quiet);
         let cluster = cluster::Cluster::start(options).await?;
-        console.detail(&format!("logs are in {}; Ctrl-C ends it", logs.display()));
+        console.say(&format!("logs are in {}; Ctrl-C ends it", logs.display()));
         tokio::spawn(publish::serve(cluster.clone(), socket));
         if lifeline.recv().await == Some(stage::Lifeline::Stop) {
-            console.detail("stopping; Ctrl-C again to end at once");
+            console.say("stopping; Ctrl-C again to end at once");
             tokio::select! {
                 () = cluster.stop() => {}
                 _ = lifeline.recv() => {}

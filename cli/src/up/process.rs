@@ -158,7 +158,7 @@ impl Keeper {
                 Restart::Never => false,
             };
             if !again {
-                console.detail(&format!("{} ended with status {code}", program.label));
+                console.say(&format!("{} ended with status {code}", program.label));
                 self.state.send_replace(Run::Ended(code));
                 return;
             }

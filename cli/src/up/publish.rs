@@ -1,7 +1,7 @@
 //! Published ports: a listener on the host's loopback whose connections are carried into the
 //! stage by a Unix socket in the state directory, which both sides see.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
@@ -9,9 +9,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use k8s_openapi::api::core::v1::Service;
+
 use super::{
     cluster::Cluster,
     error::{Doing, Error},
+    services::{Entry, Port, Table},
 };
 
 /// Time for the target to accept.
@@ -24,9 +27,12 @@ const TARGET: u8 = 200;
 pub struct Publish {
     /// Where to listen on the host.
     pub listen: SocketAddr,
-    /// Service, namespace and port's number or name.
-    pub target: (String, String, String),
+    /// Where connections go.
+    pub target: Target,
 }
+
+/// Service, namespace and port's number or name.
+pub type Target = (String, String, String);
 
 impl FromStr for Publish {
     type Err = Error;
@@ -47,13 +53,47 @@ impl FromStr for Publish {
     }
 }
 
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (service, namespace, port) = &self.target;
+        write!(f, "{}={service}.{namespace}:{port}", self.listen)
+    }
+}
+
+impl Publish {
+    /// Checks that there is such a Service with such a port.
+    ///
+    /// # Errors
+    /// Names what is not there, and what is.
+    pub fn check(&self, services: &[Service]) -> Result<(), Error> {
+        let entries = services.iter().map(|service| Entry::new(service, None)).collect();
+        let table = Table { services: entries };
+        let missing = target(&table, &self.target).err();
+        missing.map_or(Ok(()), |Missing { problem, known }| {
+            Err(Error::NoTarget { publish: self.to_string(), problem, known })
+        })
+    }
+}
+
 /// Listens on the host. Call it before the stage begins, so that a port in use is said at once.
 ///
 /// # Errors
 /// Where the address cannot be listened on.
 pub async fn listen(publish: &Publish) -> Result<TcpListener, Error> {
     let address = publish.listen;
-    TcpListener::bind(address).await.doing(|| format!("publish on {address}"))
+    TcpListener::bind(address).await.map_err(|error| {
+        let problem = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "the port is in use; end the other program or choose another port".into()
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "that is no address of this machine; choose for example 127.0.0.1".into()
+            }
+            io::ErrorKind::PermissionDenied => "not allowed; choose a port above 1023".into(),
+            _ => format!("cannot listen: {error}"),
+        };
+        Error::Listen { publish: publish.to_string(), problem }
+    })
 }
 
 /// The host's side: carries each connection to the stage.
@@ -96,25 +136,48 @@ pub async fn serve(cluster: Cluster, socket: PathBuf) -> Result<(), Error> {
             let mut target = vec![0; usize::from(length)];
             host.read_exact(&mut target).await?;
             let target = String::from_utf8_lossy(&target).into_owned();
-            let address = choose(&cluster, &target, turn);
-            let address = address.ok_or(std::io::ErrorKind::ConnectionRefused)?;
+            let address = parse(&target)
+                .ok_or_else(|| "it cannot be read".to_owned())
+                .and_then(|parsed| choose(&cluster.table(), &parsed, turn));
+            // To close the connection is all the answer that bytes allow.
+            let address = address.map_err(|problem| {
+                cluster.warn_once(format!("published {target}: {problem}"));
+                io::ErrorKind::ConnectionRefused
+            })?;
             let mut pod = timeout(CONNECT, TcpStream::connect(address)).await??;
             copy_bidirectional(&mut host, &mut pod).await
         });
     }
 }
 
-fn choose(cluster: &Cluster, target: &str, turn: usize) -> Option<SocketAddr> {
-    let (service, namespace, port) = parse(target)?;
-    let table = cluster.table();
-    let service = table.service(&namespace, &service)?;
-    let port = service.port(&port)?;
-    let pods: Vec<_> = service.ready().collect();
-    let pod = pods.get(turn.checked_rem(pods.len())?)?;
-    Some(SocketAddr::from((pod.address, pod.target(port)?)))
+fn choose(table: &Table, wanted: &Target, turn: usize) -> Result<SocketAddr, String> {
+    let (service, port) = target(table, wanted).map_err(|missing| missing.problem)?;
+    let pods = service.ready().filter_map(|pod| Some((pod.address, pod.target(port)?)));
+    let pods: Vec<_> = pods.collect();
+    let turn = turn.checked_rem(pods.len()).ok_or("no ready pod is behind it")?;
+    Ok(pods[turn].into())
 }
 
-fn parse(target: &str) -> Option<(String, String, String)> {
+/// What a target lacks.
+struct Missing {
+    problem: String,
+    known: Vec<String>,
+}
+
+fn target<'a>(table: &'a Table, wanted: &Target) -> Result<(&'a Entry, &'a Port), Missing> {
+    let (service, namespace, port) = wanted;
+    let found = table.service(namespace, service).ok_or_else(|| Missing {
+        problem: format!("there is no Service {service:?} in namespace {namespace:?}"),
+        known: table.services.iter().map(|s| format!("{}.{}", s.key.1, s.key.0)).collect(),
+    })?;
+    let number = found.port(port).ok_or_else(|| Missing {
+        problem: format!("Service {namespace}/{service} has no port {port:?}"),
+        known: found.ports.iter().map(|p| p.port.to_string()).collect(),
+    })?;
+    Ok((found, number))
+}
+
+fn parse(target: &str) -> Option<Target> {
     let (name, port) = target.rsplit_once(':')?;
     let (service, namespace) = name.split_once('.').unwrap_or((name, "default"));
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -135,5 +198,56 @@ mod tests {
         for bad in ["", "8080=web:80", "127.0.0.1:80", "127.0.0.1:80=web", "127.0.0.1:80=:80"] {
             assert!(bad.parse::<Publish>().is_err(), "{bad}");
         }
+    }
+
+    fn web() -> Service {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"ports": [{"name": "http", "port": 80}]}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_with_what_is() {
+        let check = |target: &str| {
+            let publish: Publish = format!("127.0.0.1:8080={target}").parse().unwrap();
+            publish.check(&[web()]).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("web.shop:80"), Ok(()));
+        assert_eq!(check("web.shop:http"), Ok(()));
+        assert_eq!(
+            check("wbe.shop:80").unwrap_err(),
+            "--publish 127.0.0.1:8080=wbe.shop:80: there is no Service \"wbe\" in namespace \
+             \"shop\"; there are: web.shop"
+        );
+        assert_eq!(
+            check("web.shop:81").unwrap_err(),
+            "--publish 127.0.0.1:8080=web.shop:81: Service shop/web has no port \"81\"; there \
+             are: 80"
+        );
+    }
+
+    #[test]
+    fn a_service_that_vanishes_or_has_no_pod_is_told_apart() {
+        let wanted = parse("web.shop:80").unwrap();
+        let table = Table { services: vec![Entry::new(&web(), None)] };
+        assert_eq!(choose(&table, &wanted, 7).unwrap_err(), "no ready pod is behind it");
+        let gone = choose(&Table::default(), &wanted, 7).unwrap_err();
+        assert_eq!(gone, "there is no Service \"web\" in namespace \"shop\"");
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_one_reason_with_its_mend() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let publish = format!("{address}=web.shop:80").parse().unwrap();
+        assert_eq!(
+            listen(&publish).await.unwrap_err().to_string(),
+            format!(
+                "--publish {address}=web.shop:80: the port is in use; end the other program or \
+                 choose another port"
+            )
+        );
     }
 }

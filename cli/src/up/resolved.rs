@@ -10,6 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Service;
 use remora_core::names::annotations;
+use remora_injector::ProxySettings;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -90,8 +91,8 @@ pub fn pod(pod: &Pod) -> Option<Value> {
     let ready = if pod.is_ready() { "True" } else { "False" };
     value["metadata"]["namespace"] = json!(pod.key.0);
     value["spec"]["nodeName"] = json!(super::NODE_NAME);
-    if pod.sidecar.is_some() {
-        value["metadata"]["annotations"][annotations::INJECTED] = json!(env!("CARGO_PKG_VERSION"));
+    if let Some(settings) = &pod.sidecar {
+        injected(&mut value, settings);
     }
     if let Some(since) = &live.terminating {
         value["metadata"]["deletionTimestamp"] = json!(since);
@@ -109,9 +110,29 @@ pub fn pod(pod: &Pod) -> Option<Value> {
     Some(value)
 }
 
+/// What the webhook would have left on the pod, and the rules that are in force in it, whatever its
+/// namespace says by now.
+fn injected(pod: &mut Value, settings: &ProxySettings) {
+    let annotated = &mut pod["metadata"]["annotations"];
+    annotated[annotations::INJECTED] = json!(env!("CARGO_PKG_VERSION"));
+    annotated[annotations::SKIP_INBOUND_PORTS] = json!(settings.skip_inbound_ports.to_string());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_meshed_pod_tells_its_own_rules_even_where_it_has_none() {
+        let told = |ports: &str| {
+            let mut pod = json!({"metadata": {"name": "p"}});
+            let skip_inbound_ports = ports.parse().unwrap();
+            injected(&mut pod, &ProxySettings { skip_inbound_ports, ..ProxySettings::default() });
+            pod["metadata"]["annotations"][annotations::SKIP_INBOUND_PORTS].clone()
+        };
+        assert_eq!(told("22,8000-8010"), "22,8000-8010");
+        assert_eq!(told(""), "");
+    }
 
     #[test]
     fn only_changes_are_written_and_the_gone_removed() {

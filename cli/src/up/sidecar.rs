@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::{OpenOptionsExt, chown},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -69,6 +69,7 @@ pub async fn start(
         place,
         token,
         bundle: shared.state.path("proxies").join("trust-bundle.pem"),
+        snapshot: SnapshotDir::make(&shared.state.path("proxies"), &pod.key, one_user)?,
         one_user,
     };
     let program = Program {
@@ -120,6 +121,7 @@ struct Proxy {
     place: Place,
     token: Token,
     bundle: PathBuf,
+    snapshot: SnapshotDir,
     one_user: bool,
 }
 
@@ -139,6 +141,7 @@ impl Proxy {
         flag("--pod-namespace", namespace.clone());
         flag("--pod-name", name.clone());
         flag("--pod-ips", self.place.address.to_string());
+        flag("--snapshot", self.snapshot.file().display().to_string());
         flag("--node", super::NODE_NAME.into());
         flag("--workers", self.settings.resources.workers().to_string());
         flag("--shutdown-grace-period", format!("{}ms", grace.as_millis()));
@@ -151,6 +154,39 @@ impl Proxy {
         command.env(names::env::ACCESS_LOG, self.settings.access_log.to_string());
         command
     }
+}
+
+/// Where a proxy keeps its last answers, so that one that is started again while the control plane
+/// is away knows them. A directory, because the proxy writes beside the file and renames.
+struct SnapshotDir(PathBuf);
+
+impl SnapshotDir {
+    fn make(proxies: &Path, (namespace, name): &Key, one_user: bool) -> Result<Self, Error> {
+        let dir = proxies.join(format!("{namespace}_{name}.snapshot"));
+        let made = fs::DirBuilder::new().mode(0o700).create(&dir);
+        made.doing(|| format!("create {}", dir.display()))?;
+        let made = Self(dir);
+        if !one_user {
+            hand_over(&made.0)?;
+        }
+        Ok(made)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("answers")
+    }
+}
+
+impl Drop for SnapshotDir {
+    fn drop(&mut self) {
+        // The next pod of the name starts from nothing.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn hand_over(path: &Path) -> Result<(), Error> {
+    let owner = Some(names::PROXY_UID);
+    chown(path, owner, owner).doing(|| format!("hand over {}", path.display()))
 }
 
 /// The token is the pod's proof; the registry knows its hash.
@@ -180,8 +216,7 @@ impl Token {
             write_secret(path, text.as_bytes()).doing(|| format!("write {}", path.display()))?;
         }
         if !shared.one_user {
-            let owner = Some(names::PROXY_UID);
-            chown(&file, owner, owner).doing(|| format!("hand over {}", file.display()))?;
+            hand_over(&file)?;
         }
         Ok(Self { file, registered })
     }
@@ -202,4 +237,33 @@ fn hex(bytes: &[u8]) -> String {
 fn write_secret(path: &Path, text: &[u8]) -> std::io::Result<()> {
     let mut file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
     std::io::Write::write_all(&mut file, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_keeps_its_answers_as_long_as_its_pod_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = ("shop".to_owned(), "orders-0".to_owned());
+        let proxy = Proxy {
+            key: key.clone(),
+            settings: ProxySettings::default(),
+            place: Place { anchor: 1, address: Ipv4Addr::LOCALHOST },
+            token: Token { file: dir.path().join("t"), registered: dir.path().join("r") },
+            bundle: dir.path().join("bundle"),
+            snapshot: SnapshotDir::make(dir.path(), &key, true).unwrap(),
+            one_user: true,
+        };
+        let command = proxy.command();
+        let words: Vec<_> = command.as_std().get_args().collect();
+        let at = words.iter().position(|word| *word == "--snapshot").unwrap();
+        let file = PathBuf::from(words[at + 1]);
+        assert!(!file.exists(), "it starts from nothing");
+        fs::write(&file, "answers").unwrap();
+        drop(proxy);
+        assert!(!file.exists() && !file.parent().unwrap().exists());
+        SnapshotDir::make(dir.path(), &key, true).unwrap();
+    }
 }

@@ -9,7 +9,7 @@
 //! logs/           <namespace>_<pod>_<container>.log, <namespace>_<pod>.proxy.log, control-plane.log
 //! resolved/       what the control plane reads
 //! tokens/ ca/     registry of workload tokens, keys of the CA
-//! proxies/        token file of each proxy, and the trust bundle
+//! proxies/        token file and last answers of each proxy, and the trust bundle
 //! pods/           files mounted into the pods
 //! ```
 

@@ -277,7 +277,7 @@ async fn a_proxy_gets_its_certificate_a_snapshot_and_then_deltas() {
     assert!(plane.get("/ready").await.starts_with("HTTP/1.1 200"));
     let metrics = plane.get("/metrics").await;
     assert!(metrics.contains("remora_control_plane_proxies_connected 1"), "{metrics}");
-    assert!(metrics.contains("certificates_total{result=\"Issued\"} 1"), "{metrics}");
+    assert!(metrics.contains("certificates_total{result=\"issued\"} 1"), "{metrics}");
 
     assert_eq!(plane.drain.drain(Duration::from_secs(10)).await, Drained::Clean);
     plane.task.await.unwrap().unwrap();

@@ -23,8 +23,8 @@ use crate::index::{
     answer::{Answer, Caller, Target},
 };
 
-/// Most subscriptions of one proxy.
-pub(super) const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// Most targets of one proxy, which keeps as many, and one subscription to its own inbound policy.
+pub(super) const MAX_SUBSCRIPTIONS: usize = 10_000 + 1;
 
 /// What others see of a stream, and how they tell it that something changed.
 #[derive(Debug)]
@@ -325,6 +325,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::index::Index;
 
     fn shared() -> Shared {
         let identity = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
@@ -357,6 +358,22 @@ mod tests {
         assert_eq!(shared.acked(1, 2), Some(later));
         assert_eq!(behind(later), (0, 0.0));
         assert_eq!(shared.acked(1, 2), None, "counted once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_with_all_its_targets_still_learns_its_inbound_policy() {
+        let state = State::new(Index::new("cluster.local", "cluster.local"), Arc::default());
+        let mut stream = Stream::new(state, 0, Arc::new(shared()), Caller::default());
+        let mut open = |id, target| {
+            stream.subscribe(pb::Subscribe { id, target: Some(target) }).map_err(|s| s.code())
+        };
+        let service = |id| subscribe::Target::Authority(format!("s{id}.shop:80"));
+        // The proxy's own bound.
+        for id in 2..10_002 {
+            assert_eq!(open(id, service(id)), Ok(()), "{id}");
+        }
+        assert_eq!(open(1, subscribe::Target::Inbound(pb::InboundTarget {})), Ok(()));
+        assert_eq!(open(20_000, service(20_000)), Err(tonic::Code::ResourceExhausted));
     }
 
     #[tokio::test(start_paused = true)]

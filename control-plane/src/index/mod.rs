@@ -59,12 +59,25 @@ enum Reference {
 
 /// An annotation that could not be used, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{object}: {annotation}; what held before stays in force")]
+#[error("{object}: {annotation}")]
 pub struct Warning {
     /// The object.
     pub object: Key,
-    /// The annotation and the mend.
+    /// The annotation, the mend, and what follows.
     pub annotation: InvalidAnnotation,
+}
+
+/// What of a Service's annotations cannot be used: what [`Index::apply`] says of it, for those who
+/// show it elsewhere too.
+#[must_use]
+pub fn service_warnings(service: &Arc<core::Service>) -> Vec<Warning> {
+    let mut bad = Vec::new();
+    let _ = Service::parse(service, None, &mut bad);
+    warnings(&Object::Service(Arc::clone(service)), bad)
+}
+
+fn warnings(object: &Object, bad: Vec<InvalidAnnotation>) -> Vec<Warning> {
+    bad.into_iter().map(|annotation| Warning { object: object.key(), annotation }).collect()
 }
 
 /// What a batch of events did.
@@ -182,9 +195,7 @@ impl Index {
             Object::Deployment(_) => return,
         }
         touched.objects += 1;
-        let warnings =
-            bad.into_iter().map(|annotation| Warning { object: object.key(), annotation });
-        touched.warnings.extend(warnings);
+        touched.warnings.extend(warnings(object, bad));
     }
 
     fn remove(&mut self, key: &Key, touched: &mut Touched) {
@@ -219,7 +230,10 @@ impl Index {
 
     fn touch_namespace(&self, namespace: &str, touched: &mut Touched) {
         touched.services.extend(in_namespace(&self.services, namespace).map(|(n, _)| n.clone()));
-        touched.pods.extend(in_namespace(&self.pods, namespace).map(|(n, _)| n.clone()));
+        for (name, pod) in in_namespace(&self.pods, namespace) {
+            touched.pods.insert(name.clone());
+            touched.services.extend(self.services_naming(name, &pod.ips));
+        }
     }
 
     fn put_service(
@@ -276,18 +290,22 @@ impl Index {
                 .flatten()
                 .flat_map(|pod| pod.ips.iter().copied())
                 .collect();
-            let bare = ips.iter().map(|ip| Reference::Address(*ip));
-            for reference in bare.chain([Reference::Pod(name.clone())]) {
-                let slices = self.slices_naming.of(&reference);
-                let services = slices.filter_map(|slice| Some(&self.slices.get(slice)?.service));
-                touched.services.extend(services.cloned());
-            }
+            touched.services.extend(self.services_naming(&name, &ips));
             touched.addresses.extend(ips);
             touched.pods.insert(name.clone());
         }
         if let Some(new) = new {
             self.pods.insert(name, new);
         }
+    }
+
+    /// Services whose endpoints name a pod or one of its addresses, in whatever namespace.
+    fn services_naming(&self, pod: &Name, ips: &[IpAddr]) -> HashSet<Name> {
+        let bare = ips.iter().map(|ip| Reference::Address(*ip));
+        bare.chain([Reference::Pod(pod.clone())])
+            .flat_map(|reference| self.slices_naming.of(&reference).collect::<Vec<_>>())
+            .filter_map(|slice| Some(self.slices.get(slice)?.service.clone()))
+            .collect()
     }
 
     fn put_slice(&mut self, object: &discovery::EndpointSlice, touched: &mut Touched) {

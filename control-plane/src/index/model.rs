@@ -20,7 +20,7 @@ use remora_core::{
 };
 
 use super::{
-    policy::{Policy, Warnings},
+    policy::{self, Policy, Warnings},
     protocol::AppProtocol,
 };
 use crate::source::manifest::endpoints::SERVICE_NAME_LABEL;
@@ -50,6 +50,8 @@ impl Name {
 /// What a Namespace says about the things in it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Namespace {
+    /// See [`Pod::unproxied`].
+    pub(super) unproxied: Option<PortSet>,
     pub(super) opaque: Option<PortSet>,
     pub(super) inbound: Option<DefaultPolicy>,
 }
@@ -104,8 +106,8 @@ pub(super) struct Pod {
     pub(super) ips: Vec<IpAddr>,
     /// The SPIFFE id, where the pod has a sidecar.
     pub(super) identity: Option<SpiffeId>,
-    /// Ports whose inbound traffic does not pass the sidecar.
-    pub(super) unproxied: PortSet,
+    /// Ports whose inbound traffic does not pass the sidecar, where the pod says it itself.
+    pub(super) unproxied: Option<PortSet>,
     pub(super) owner: String,
     pub(super) node: String,
     pub(super) zone: String,
@@ -123,6 +125,7 @@ impl Namespace {
     pub(super) fn parse(object: &core::Namespace, old: Option<&Self>, warn: &mut Warnings) -> Self {
         let mut read = Reader::new(&object.metadata, warn);
         Self {
+            unproxied: read.unproxied(old.map(|old| &old.unproxied)),
             opaque: read.opaque(old.map(|old| &old.opaque)),
             inbound: read.inbound(old.map(|old| &old.inbound)),
         }
@@ -271,10 +274,15 @@ impl Pod {
     }
 
     /// The identity that a peer must prove who is dialled at a port of this pod.
-    pub(super) fn identity_at(&self, port: u16) -> Option<&SpiffeId> {
-        self.identity
-            .as_ref()
-            .filter(|_| port != ports::PROXY_ADMIN && !self.unproxied.contains(port))
+    pub(super) fn identity_at(
+        &self,
+        port: u16,
+        namespace: Option<&Namespace>,
+    ) -> Option<&SpiffeId> {
+        let on_namespace = namespace.and_then(|namespace| namespace.unproxied.as_ref());
+        let unproxied = settings::in_force(self.unproxied.as_ref(), on_namespace);
+        let bypassed = unproxied.is_some_and(|set| set.contains(port));
+        self.identity.as_ref().filter(|_| port != ports::PROXY_ADMIN && !bypassed)
     }
 }
 
@@ -333,9 +341,8 @@ impl<'a> Reader<'a> {
         self.read(annotations::DEFAULT_INBOUND_POLICY, old)
     }
 
-    fn unproxied(&mut self, old: Option<&PortSet>) -> PortSet {
-        let old = old.cloned().map(Some);
-        self.read(annotations::SKIP_INBOUND_PORTS, old.as_ref()).unwrap_or_default()
+    fn unproxied(&mut self, old: Option<&Option<PortSet>>) -> Option<PortSet> {
+        self.read(annotations::SKIP_INBOUND_PORTS, old)
     }
 
     fn read<T>(&mut self, key: &str, old: Option<&Option<T>>) -> Option<T>
@@ -347,7 +354,7 @@ impl<'a> Reader<'a> {
         match settings::read(map, key, str::parse) {
             Ok(value) => value,
             Err(error) => {
-                self.warn.push(error);
+                self.warn.push(policy::left(error));
                 old.cloned().flatten()
             }
         }

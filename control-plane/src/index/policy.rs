@@ -8,8 +8,14 @@ use remora_core::{
     settings::{self, InvalidAnnotation, parse_duration, parse_ratio},
 };
 
-/// Annotations that could not be used.
+/// Annotations that could not be used, and what follows.
 pub(super) type Warnings = Vec<InvalidAnnotation>;
+
+/// A bad value that leaves what it was to change as it was.
+pub(super) fn left(mut error: InvalidAnnotation) -> InvalidAnnotation {
+    error.problem.push_str("; what held before, or else the default, stays in force");
+    error
+}
 
 /// All policy of one Service.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -149,6 +155,7 @@ impl Policy {
         let empty = BTreeMap::new();
         let map = meta.annotations.as_ref().unwrap_or(&empty);
         unknown_keys(map, warn);
+        retries_of_nothing(map, warn);
         let old = old.cloned().unwrap_or_default();
         Self {
             balancer: balancer(map).unwrap_or_else(|e| keep(e, old.balancer, warn)),
@@ -162,7 +169,7 @@ impl Policy {
 type Annotations = BTreeMap<String, String>;
 
 fn keep<T>(error: InvalidAnnotation, old: T, warn: &mut Warnings) -> T {
-    warn.push(error);
+    warn.push(left(error));
     old
 }
 
@@ -176,6 +183,27 @@ fn unknown_keys(map: &Annotations, warn: &mut Warnings) {
             let names: Vec<_> = KNOWN.iter().filter_map(|k| k.strip_prefix(prefix)).collect();
             let problem = format!("unknown, ignored; known under {prefix}: {}", names.join(", "));
             warn.push(InvalidAnnotation { key: key.clone(), problem });
+        }
+    }
+}
+
+/// How to retry, where nothing says what.
+fn retries_of_nothing(map: &Annotations, warn: &mut Warnings) {
+    let key = |name: &str| format!("{RETRY_PREFIX}{name}");
+    let (http, grpc) = (key("http"), key("grpc"));
+    if map.contains_key(&http) || map.contains_key(&grpc) {
+        return;
+    }
+    for name in ["limit", "methods", "timeout"] {
+        let effect = match name {
+            "timeout" => "bounds an attempt but repeats none",
+            _ => "has no effect",
+        };
+        let key = key(name);
+        if map.contains_key(&key) {
+            let problem =
+                format!("{effect} without {http} or {grpc}; add for example {http}: \"504\"");
+            warn.push(InvalidAnnotation { key, problem });
         }
     }
 }
@@ -358,4 +386,44 @@ fn parse_methods(s: &str) -> Result<Vec<String>, String> {
                 .ok_or_else(|| format!("{part:?}: use methods in capitals, as in GET,POST, or *"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings(annotations: &[(&str, &str)]) -> Vec<String> {
+        let pairs = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let meta = ObjectMeta { annotations: Some(pairs.collect()), ..ObjectMeta::default() };
+        let mut warn = Warnings::new();
+        let _ = Policy::parse(&meta, None, &mut warn);
+        warn.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_unknown_key_is_ignored_and_says_nothing_of_what_held_before() {
+        let said = warnings(&[("timeout.remora.io/reqest", "1s")]);
+        assert_eq!(
+            said,
+            ["annotation timeout.remora.io/reqest: unknown, ignored; known under \
+              timeout.remora.io/: request, response, idle, connect"]
+        );
+    }
+
+    #[test]
+    fn how_to_retry_without_what_to_retry_is_a_warning() {
+        let said = warnings(&[("retry.remora.io/timeout", "1s"), ("retry.remora.io/limit", "2")]);
+        assert_eq!(
+            said,
+            [
+                "annotation retry.remora.io/limit: has no effect without retry.remora.io/http or \
+                 retry.remora.io/grpc; add for example retry.remora.io/http: \"504\"",
+                "annotation retry.remora.io/timeout: bounds an attempt but repeats none without \
+                 retry.remora.io/http or retry.remora.io/grpc; add for example \
+                 retry.remora.io/http: \"504\"",
+            ]
+        );
+        let both = [("retry.remora.io/timeout", "1s"), ("retry.remora.io/grpc", "unavailable")];
+        assert_eq!(warnings(&both), Vec::<String>::new());
+    }
 }

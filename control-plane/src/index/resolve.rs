@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use remora_core::{names::DEFAULT_OPAQUE_PORTS, settings::PortSet};
+use remora_core::{
+    names::DEFAULT_OPAQUE_PORTS,
+    settings::{self, PortSet},
+};
 
 use super::{
     Index,
@@ -54,7 +57,7 @@ impl Index {
         let explicit = self.explicit_opaque(&name.namespace, pod.opaque.as_ref());
         Answer::Pod(Arc::new(PodPort {
             protocol: protocol::decide(address.port(), explicit, None),
-            endpoint: pod_endpoint(address, name, pod),
+            endpoint: self.pod_endpoint(address, name, pod),
         }))
     }
 
@@ -116,7 +119,8 @@ impl Index {
         namespace: &str,
         own: Option<&'a PortSet>,
     ) -> Option<&'a PortSet> {
-        own.or_else(|| self.namespaces.get(namespace)?.opaque.as_ref())
+        let on_namespace = self.namespaces.get(namespace).and_then(|n| n.opaque.as_ref());
+        settings::in_force(own, on_namespace)
     }
 
     /// All ports of a Service. What equals its predecessor is shared with it.
@@ -190,7 +194,7 @@ impl Index {
             None => self.pod_at(ip),
         };
         let mut endpoint = match pod {
-            Some((name, pod)) => pod_endpoint(address, name, pod),
+            Some((name, pod)) => self.pod_endpoint(address, name, pod),
             None => Endpoint {
                 address,
                 identity: None,
@@ -212,11 +216,25 @@ impl Index {
         Some((endpoint, explicit.is_some_and(|set| set.contains(port))))
     }
 
+    fn pod_endpoint(&self, address: SocketAddr, name: &Name, pod: &Pod) -> Endpoint {
+        let namespace = self.namespaces.get(&name.namespace);
+        Endpoint {
+            address,
+            identity: pod.identity_at(address.port(), namespace).cloned(),
+            pod: Some(name.clone()),
+            owner: pod.owner.clone(),
+            node: pod.node.clone(),
+            zone: pod.zone.clone(),
+            for_zones: Vec::new(),
+        }
+    }
+
     fn inbound(&self, caller: &Caller) -> Inbound {
         let pod = self.pods.get(&Name::new(&caller.namespace, &caller.pod));
         let namespace = self.namespaces.get(caller.namespace.as_str());
         let default_policy =
-            pod.and_then(|pod| pod.inbound).or_else(|| namespace?.inbound).unwrap_or_default();
+            settings::in_force(pod.and_then(|pod| pod.inbound), namespace.and_then(|n| n.inbound))
+                .unwrap_or_default();
         let own = pod.and_then(|pod| pod.opaque.as_ref());
         let explicit = self.explicit_opaque(&caller.namespace, own);
         let mut ports: BTreeSet<u16> = match explicit {
@@ -231,18 +249,6 @@ impl Index {
             probe_paths: probes(port).collect(),
         });
         Inbound { default_policy, ports: ports.collect() }
-    }
-}
-
-fn pod_endpoint(address: SocketAddr, name: &Name, pod: &Pod) -> Endpoint {
-    Endpoint {
-        address,
-        identity: pod.identity_at(address.port()).cloned(),
-        pod: Some(name.clone()),
-        owner: pod.owner.clone(),
-        node: pod.node.clone(),
-        zone: pod.zone.clone(),
-        for_zones: Vec::new(),
     }
 }
 

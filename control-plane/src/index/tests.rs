@@ -246,6 +246,26 @@ fn ports_that_bypass_the_sidecar_have_no_identity() {
 }
 
 #[test]
+fn a_namespaces_bypass_holds_for_its_pods_unless_they_say_otherwise() {
+    let skip = |ports| json!({"config.remora.io/skip-inbound-ports": ports});
+    let own = json!({"remora.io/proxy-version": "1", "config.remora.io/skip-inbound-ports": "22"});
+    let mut index = index(shop());
+    index.apply([pod("own", "10.244.0.9", own), namespace("shop", skip("8080,3000"))]);
+    let identity = |index: &Index, address| match at(index, address) {
+        Answer::Pod(port) => port.endpoint.identity.clone(),
+        Answer::Service(_) => endpoints(&at(index, address))[0].identity.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(identity(&index, "10.244.0.7:3000"), None);
+    assert_eq!(identity(&index, "10.96.0.5:80"), None, "endpoints of a Service too");
+    assert!(identity(&index, "10.96.0.5:9090").is_some());
+    assert!(identity(&index, "10.244.0.9:3000").is_some(), "the pod's own list replaces it");
+    assert_eq!(identity(&index, "10.244.0.9:22"), None);
+    index.apply([namespace("shop", json!({}))]);
+    assert!(identity(&index, "10.96.0.5:80").is_some(), "an edit takes effect");
+}
+
+#[test]
 fn opaque_ports_come_from_service_then_namespace_then_the_default_list() {
     let protocol = |index: &Index| match at(index, "10.96.0.5:3306") {
         Answer::Service(snapshot) => snapshot.head.protocol,
@@ -319,7 +339,7 @@ fn a_bad_annotation_is_a_warning_with_object_and_mend() {
     );
     assert_eq!(
         warnings[1],
-        "Service shop/orders: annotation balancer.remora.io/failure-accrual: \"sometimes\": use consecutive or none; what held before stays in force"
+        "Service shop/orders: annotation balancer.remora.io/failure-accrual: \"sometimes\": use consecutive or none; what held before, or else the default, stays in force"
     );
 }
 

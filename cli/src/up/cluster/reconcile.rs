@@ -42,20 +42,6 @@ impl Shared {
         for warning in &manifests.warnings {
             self.warn_once(warning.clone());
         }
-        let images = |pod: &PodObject| {
-            pod.spec.iter().flat_map(|spec| &spec.containers).any(|c| c.image.is_some())
-        };
-        if manifests.pods.iter().any(images) {
-            self.warn_once(
-                "container images are not used: `command` and `args` run as local processes".into(),
-            );
-        }
-        let volumes = |pod: &PodObject| {
-            pod.spec.as_ref().is_some_and(|spec| spec.volumes.iter().flatten().next().is_some())
-        };
-        if manifests.pods.iter().any(volumes) {
-            self.warn_once("volumes are ignored: containers see this machine's files".into());
-        }
         let with_addresses = manifests.services.iter().map(|service| {
             let mut object = service.clone();
             if let Some(ip) = cluster_ips.get(&key(&object.metadata)).copied().flatten() {
@@ -127,6 +113,12 @@ impl Shared {
                 }
                 Err(problem) => self.warn_once(format!("{place} is not started: {problem}")),
             }
+        }
+        if wanted.is_empty() && !desired.pods.is_empty() {
+            self.warn_once(
+                "no pod runs: each was refused, see above; edits of the manifests take effect"
+                    .into(),
+            );
         }
         wanted
     }
