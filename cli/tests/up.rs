@@ -3,147 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "the functions that tests share are tests too")]
 
+mod harness;
+
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Child, Command, Output, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-/// Longest wait for anything; nothing takes this long where it works.
-const LONG: Duration = Duration::from_secs(60);
-/// A user without rights.
-const NOBODY: &str = "65534";
-
-/// Who runs `remora`.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum As {
-    Me,
-    Nobody,
-}
-
-/// A mesh that is running.
-struct Up {
-    child: Child,
-    lines: Receiver<String>,
-    name: String,
-    who: As,
-    dir: tempfile::TempDir,
-}
-
-impl Up {
-    /// Runs `remora up`; `None`, with the reason on the terminal, where this machine cannot.
-    fn start(name: &str, who: As, manifests: &str, flags: &[&str]) -> Option<Self> {
-        for needed in ["/usr/bin/python3", "/usr/bin/getent"] {
-            if !Path::new(needed).exists() {
-                eprintln!("skipped: there is no {needed}");
-                return None;
-            }
-        }
-        let name = format!("{name}-{}", std::process::id());
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::write(dir.path().join("a.yaml"), manifests).unwrap();
-        let mut command = remora(who)?;
-        command.arg("up").arg(dir.path()).args(["--name", &name]).args(flags);
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let (tx, lines) = sync_channel(10_000);
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).try_for_each(|line| tx.send(line))
-        });
-        let up = Self { child, lines, name, who, dir };
-        loop {
-            match up.lines.recv_timeout(LONG) {
-                Ok(line) if line.contains("does not allow") => {
-                    eprintln!("skipped as {who:?}: {line}");
-                    return None;
-                }
-                Ok(line) if line.contains("logs are in") => return Some(up),
-                Ok(_) => {}
-                Err(error) => panic!("up did not start: {error}"),
-            }
-        }
-    }
-
-    /// Waits for a line that contains all of these.
-    fn wait_for(&self, parts: &[&str]) -> String {
-        let mut seen = Vec::new();
-        loop {
-            match self.lines.recv_timeout(LONG) {
-                Ok(line) if parts.iter().all(|part| line.contains(part)) => return line,
-                Ok(line) => seen.push(line),
-                Err(RecvTimeoutError::Timeout) => panic!("no line with {parts:?} in {seen:#?}"),
-                Err(RecvTimeoutError::Disconnected) => panic!("up ended: {seen:#?}"),
-            }
-        }
-    }
-
-    /// Waits until each of these pods has said that it is ready, in whatever order.
-    fn wait_ready(&self, pods: &[&str]) {
-        let mut left: Vec<&str> = pods.to_vec();
-        while !left.is_empty() {
-            let line = self.wait_for(&["is ready"]);
-            left.retain(|pod| !line.contains(&format!("pod {pod} ")));
-        }
-    }
-
-    fn exec(&self, pod: &str, command: &[&str]) -> Output {
-        let (namespace, pod) = pod.split_once('/').unwrap();
-        let mut exec = remora(self.who).unwrap();
-        exec.args(["exec", "--name", &self.name, "-n", namespace, pod, "--"]).args(command);
-        exec.output().unwrap()
-    }
-
-    fn stdout(&self, pod: &str, command: &[&str]) -> String {
-        let output = self.exec(pod, command);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let problem = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command:?}: {}: {text} {problem}", output.status);
-        text
-    }
-
-    fn edit(&self, manifests: &str) {
-        let file = self.dir.path().join("a.yaml");
-        let part = self.dir.path().join(".a.part");
-        fs::write(&part, manifests).unwrap();
-        fs::rename(part, file).unwrap();
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// `None` where this user cannot become that one.
-fn remora(who: As) -> Option<Command> {
-    let binary = env!("CARGO_BIN_EXE_remora");
-    let mut command = match who {
-        As::Me => Command::new(binary),
-        As::Nobody => {
-            let reachable = Command::new("setpriv")
-                .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", binary, "--version"])
-                .output();
-            if !reachable.is_ok_and(|output| output.status.success()) {
-                eprintln!("skipped as nobody: cannot run {binary} as another user");
-                return None;
-            }
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", binary]);
-            command.env_remove("XDG_RUNTIME_DIR").env("HOME", "/");
-            command
-        }
-    };
-    command.env("PATH", "/usr/local/bin:/usr/bin:/bin").current_dir("/").stdin(Stdio::null());
-    Some(command)
-}
+use harness::{As, Up, in_namespace, remora};
 
 fn both(test: fn(As)) {
     test(As::Me);
@@ -413,12 +283,4 @@ fn wrong_input_is_answered_in_one_line() {
     let (code, said) = run(&["up", path, "--publish", "80=web"]);
     assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
     assert_eq!(run(&["up", path, "--no-such-flag"]).0, Some(2));
-}
-
-/// Whether a process of this machine is in that network namespace.
-fn in_namespace(link: &str) -> bool {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|process| fs::read_link(process.path().join("ns/net")).ok())
-        .any(|theirs| theirs.as_os_str() == link)
 }
