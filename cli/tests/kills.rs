@@ -9,7 +9,8 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, sync_channel},
 };
@@ -56,7 +57,7 @@ impl Calls {
         Self { child, returned }
     }
 
-    /// The next call that started after this time.
+    /// The next call that returned after this time.
     fn next_after(&self, at: u64) -> Call {
         loop {
             let call = self.returned.recv_timeout(LONG).unwrap();
@@ -184,4 +185,145 @@ spec:
         up.wait_ready(&["shop/web-1", "shop/web-2"]);
         well("three again");
     }
+}
+
+/// A directory with what both programs want: manifests, tokens, a CA directory.
+fn program_files() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["manifests", "tokens", "ca"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+    fs::write(dir.path().join("manifests/a.yaml"), namespace).unwrap();
+    fs::write(dir.path().join("token"), "0".repeat(64)).unwrap();
+    dir
+}
+
+/// `remora control-plane` on ports of its own choice.
+fn control_plane(files: &Path) -> Command {
+    let mut command = remora(As::Me).unwrap();
+    command.current_dir(files).arg("control-plane").args(["--manifests", "manifests"]);
+    command.args(["--token-dir", "tokens", "--ca-dir", "ca"]);
+    command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command
+}
+
+/// `remora proxy` that trusts the file `bundle`.
+fn proxy(files: &Path, admin: &str, control_plane: &str) -> Command {
+    let mut command = remora(As::Me).unwrap();
+    command.current_dir(files).arg("proxy").args(["--admin-listen", admin]);
+    command.args(["--outbound-listen", "127.0.0.1:0", "--inbound-listen", "127.0.0.1:0"]);
+    command.args(["--control-plane", control_plane, "--trust-bundle", "bundle"]);
+    command.args(["--token-file", "token", "--pod-namespace", "shop", "--pod-name", "web-0"]);
+    command.args(["--pod-ips", "127.0.0.1"]);
+    command
+}
+
+/// A self-signed CA that is valid until the end of this year: certificate and key in PEM.
+fn root(last_year: i32) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(last_year, 12, 31);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// Runs a program that must end at once, with one line that has all of these parts.
+fn refuses(command: &mut Command, parts: &[&str]) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+}
+
+/// A program that runs until it is dropped, and what it logs.
+struct Program {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStderr>>,
+}
+
+impl Program {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    fn wait_for(&mut self, part: &str) -> String {
+        self.lines.find_map(|line| line.ok().filter(|line| line.contains(part))).unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_ca_directory_that_cannot_be_used_is_refused_by_file() {
+    let files = program_files();
+    let ca = files.path().join("ca");
+    let (certificate, key) = root(2100);
+    let write = |certificate: &str, key: &str| {
+        fs::write(ca.join("ca.crt"), certificate).unwrap();
+        fs::write(ca.join("tls.crt"), certificate).unwrap();
+        fs::write(ca.join("tls.key"), key).unwrap();
+        fs::set_permissions(ca.join("tls.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write("no certificate", &key);
+    refuses(&mut control_plane(files.path()), &["ca/ca.crt", "no certificate in it", "restore"]);
+    write(&certificate, "no key");
+    refuses(&mut control_plane(files.path()), &["ca/tls.key", "no private key", "restore"]);
+    fs::remove_file(ca.join("ca.crt")).unwrap();
+    refuses(&mut control_plane(files.path()), &["ca/ca.crt", "missing", "restore"]);
+    let (expired, key) = root(2021);
+    write(&expired, &key);
+    refuses(&mut control_plane(files.path()), &["ca/tls.crt", "expired", "put a new CA"]);
+}
+
+#[test]
+fn a_proxy_whose_admin_port_is_taken_says_so_and_ends() {
+    let files = program_files();
+    fs::write(files.path().join("bundle"), root(2100).0).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = taken.local_addr().unwrap().to_string();
+    refuses(&mut proxy(files.path(), &admin, "127.0.0.1:9"), &[&admin, "in use", "another"]);
+}
+
+#[test]
+fn a_proxy_that_trusts_another_ca_names_it_and_is_not_ready() {
+    let files = program_files();
+    fs::write(files.path().join("bundle"), root(2100).0).unwrap();
+    let mut control_plane = Program::start(control_plane(files.path()));
+    let serving = control_plane.wait_for("control plane serving");
+    let (_, address) = serving.split_once("listen=").unwrap();
+    let address = address.split(' ').next().unwrap();
+    // Taken and given back, so that most likely it is free.
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut proxy = Program::start(proxy(files.path(), &admin, address));
+    let warned = proxy.wait_for("no certificate");
+    assert!(warned.contains(address) && warned.contains("trust bundle"), "{warned}");
+    let mut stream = TcpStream::connect(&admin).unwrap();
+    stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 503 ") && answer.contains("no certificate yet"), "{answer}");
+}
+
+#[test]
+fn a_service_whose_target_port_no_container_has_is_answered_with_the_mend() {
+    if missing("/usr/bin/curl", "curl") {
+        return;
+    }
+    let serve = r#"[/usr/bin/python3, -m, http.server, "8000", -d, /etc]"#;
+    let wrong = service("web", 80).replace("targetPort: app", "targetPort: none");
+    let manifests = [meshed_shop(), pod("web-0", serve, 8000), wrong];
+    let Some(up) = Up::start("target", As::Me, &manifests.concat(), &[]) else { return };
+    up.wait_ready(&["shop/web-0", CLIENT]);
+    let answer = up.stdout(CLIENT, &["curl", "-si", "-m2", "http://web/"]);
+    let parts = [" 503 ", "remora-proxy-error: no-endpoints", "shop/web:80", "target port"];
+    assert!(parts.iter().all(|part| answer.contains(part)), "{answer}");
 }
