@@ -53,6 +53,9 @@ fn start_nginx(name: &str) -> Option<(Up, tempfile::TempDir)> {
 
 /// Starts a meshed `app` in a pod of this name, behind a Service on the same port.
 fn start_one(app: &str, command: &str, port: u16) -> Option<Up> {
+    if missing("/usr/bin/curl", "curl") {
+        return None;
+    }
     let manifests = format!("{}{}{}", meshed_shop(), pod(app, command, port), service(app, port));
     let up = Up::start(app, As::Me, &manifests, &[])?;
     wait_endpoints(&up, &[&format!("shop/{app}")]);
@@ -154,6 +157,9 @@ fn http_2_with_prior_knowledge_is_multiplexed() {
 
 #[test]
 fn grpc_calls_pass_from_meshed_pod_to_meshed_pod() {
+    if missing("/usr/bin/curl", "curl") {
+        return;
+    }
     let remora = env!("CARGO_BIN_EXE_remora");
     let inventory = format!(r#"[{remora}, shop, inventory, --listen, "0.0.0.0:9090"]"#);
     let orders = format!(r#"[{remora}, shop, orders, --listen, "0.0.0.0:8080"]"#);
@@ -205,11 +211,15 @@ fn a_server_that_speaks_first_is_heard_within_a_second() {
                   print(s.recv(100).decode()); s.sendall(b'echo me\\n'); print(s.recv(100).decode())";
     let heard = up.stdout(CLIENT, &["/usr/bin/python3", "-c", script]);
     assert!(heard.contains("ticker") && heard.contains("echo me"), "{heard}");
+    assert!(metric(&up, CLIENT, &connections("outbound", "mtls")) > 0);
 }
 
 /// One pod behind `web` that is called in every other way.
 #[test]
 fn calls_across_the_edge_of_the_mesh_and_back_to_oneself_arrive() {
+    if missing("/usr/bin/curl", "curl") {
+        return;
+    }
     let serve = r#"[/usr/bin/python3, -m, http.server, "8000", -d, /etc]"#;
     let plain = [pod("plain", serve, 8000), service("plain", 80)].concat();
     let manifests = [

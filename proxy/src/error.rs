@@ -28,7 +28,9 @@ pub enum Error {
     #[error("{0} is this proxy's own listener; dial the application's port instead")]
     Loop(SocketAddr),
     /// The Service has no endpoint that can take traffic.
-    #[error("{service} has no endpoints; check that its selector matches pods that are ready")]
+    #[error(
+        "{service} has no endpoints; check that its selector matches ready pods that have its target port"
+    )]
     NoEndpoints {
         /// `namespace/name:port`.
         service: String,
