@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::{
     balance::breaker,
     config::Args,
+    decisions::Decisions,
     discovery::{Discovery, Endpoint, Resolution, ServiceState, Target},
     tls::identity::Identity,
 };
@@ -28,6 +29,8 @@ pub struct View {
     pub identity: Identity,
     /// What the proxy was started with.
     pub args: Arc<Args>,
+    /// The last failures.
+    pub decisions: Arc<Decisions>,
     /// Begins the drain; the process goes on.
     pub drain: remora_core::drain::Watch,
     /// Ends the process, after a drain.
@@ -41,6 +44,7 @@ pub fn router(admin: Admin, view: View) -> Router {
         .route("/services", get(services))
         .route("/endpoints", get(endpoints))
         .route("/certs", get(certs))
+        .route("/decisions", get(decisions))
         .route("/drain", post(drain))
         .route("/shutdown", post(shutdown))
         .with_state(view);
@@ -75,6 +79,10 @@ async fn certs(State(view): State<View>) -> Json<Value> {
         "refreshes": view.identity.refreshes(),
         "roots": material.bundle().roots().len(),
     }))
+}
+
+async fn decisions(State(view): State<View>) -> Json<Value> {
+    Json(json!({ "decisions": view.decisions.newest_first(Instant::now()) }))
 }
 
 async fn services(State(view): State<View>) -> Json<Value> {

@@ -43,6 +43,7 @@ pub async fn run(
         identity: Identity::new(),
         connector: Connector { mark: args.mark },
         metrics: Arc::new(Metrics::default()),
+        decisions: Arc::default(),
         drain: watch.clone(),
         pod_ips: args.pod_ips.as_slice().into(),
     };
@@ -162,6 +163,7 @@ fn admin_router(
         discovery,
         identity,
         args: Arc::clone(args),
+        decisions: Arc::clone(&shared.decisions),
         drain: shared.drain.clone(),
         shutdown: shutdown.clone(),
     };

@@ -1,6 +1,6 @@
 //! Remora's per-pod proxy.
 //!
-//! Floors, each importing only from those before it: [`error`], [`metrics`], [`config`] ←
+//! Floors, each importing only from those before it: [`error`], [`metrics`], [`decisions`], [`config`] ←
 //! [`balance`] (decisions, pure) ← [`net`] (sockets), [`tls`] (identity), [`discovery`] (what the
 //! control plane tells) ← [`http`] (codec-level pieces), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
 //! ← [`redirect`], [`admin`], [`runtime`], [`app`].
@@ -10,6 +10,7 @@ pub mod app;
 pub mod balance;
 pub mod collect;
 pub mod config;
+pub mod decisions;
 pub mod discovery;
 pub mod error;
 pub mod http;

@@ -22,6 +22,14 @@ pub enum Direction {
     Inbound,
 }
 
+impl Direction {
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        DIRECTIONS[self as usize]
+    }
+}
+
 /// What protects a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {

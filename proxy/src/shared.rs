@@ -5,7 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use remora_core::drain;
 
 use crate::{
-    discovery::Discovery, metrics::Metrics, net::connect::Connector, tls::identity::Identity,
+    decisions::Decisions, discovery::Discovery, metrics::Metrics, net::connect::Connector,
+    tls::identity::Identity,
 };
 
 /// Handles; cloning is cheap.
@@ -19,6 +20,8 @@ pub struct Shared {
     pub connector: Connector,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// The last failures.
+    pub decisions: Arc<Decisions>,
     /// When to end.
     pub drain: drain::Watch,
     /// Addresses of the pod.

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    decisions::Decisions,
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
     http::{Version, pool::Pool},
@@ -50,6 +51,7 @@ pub struct Inbound {
     connector: Connector,
     pool: Pool<SocketAddr>,
     metrics: Arc<Metrics>,
+    decisions: Arc<Decisions>,
     drain: drain::Watch,
     own: Arc<[SocketAddr]>,
 }
@@ -85,6 +87,7 @@ impl Inbound {
             pool: Pool::new(POOL_IDLE),
             metrics: Arc::clone(&shared.metrics),
             drain: shared.drain.clone(),
+            decisions: Arc::clone(&shared.decisions),
             own,
         }
     }

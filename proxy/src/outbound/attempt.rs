@@ -90,7 +90,13 @@ impl<'a> Exchange<'a> {
                 Verdict::Retry { backoff } => (backoff, result.sent()),
                 Verdict::Stop(why) => {
                     self.count_stop(why, retries);
-                    return result.map(|answered| self.finish(answered, grpc)).map_err(|f| f.error);
+                    return match result {
+                        Ok(answered) => Ok(self.finish(answered, grpc)),
+                        Err(failed) => {
+                            self.record(&parts, &failed.error, &tried);
+                            Err(failed.error)
+                        }
+                    };
                 }
             };
             if sent == Sent::No {

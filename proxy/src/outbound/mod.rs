@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     balance::{breaker::Ejection, policy::Policy},
+    decisions::Decisions,
     discovery::{
         Discovery, DiscoveryError, Endpoint, PodTarget, Protocol, Resolution, Service, Target,
         traffic::Traffic,
@@ -57,6 +58,7 @@ pub struct Outbound {
     pool: Pool<dial::Key>,
     learned: learned::Learned,
     metrics: Arc<Metrics>,
+    decisions: Arc<Decisions>,
     rng: Mutex<fastrand::Rng>,
     drain: drain::Watch,
     /// Our own listeners: a connection to one of them would come back for ever.
@@ -96,6 +98,7 @@ impl Outbound {
             drain: shared.drain.clone(),
             own,
             pod_ips: Arc::clone(&shared.pod_ips),
+            decisions: Arc::clone(&shared.decisions),
         }
     }
 
