@@ -9,6 +9,9 @@ use serde::{
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
+/// Most documents in one file. The parser's other bounds (nodes, aliases, depth) stay as they are.
+const MAX_DOCUMENTS: usize = 20_000;
+
 /// One node of a document. Lines count from 1.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
@@ -30,14 +33,21 @@ enum Tree {
 pub(super) struct SyntaxError {
     pub(super) line: u64,
     pub(super) problem: String,
+    pub(super) mend: &'static str,
 }
 
 /// Reads all documents of a file; empty ones are left out.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, SyntaxError> {
-    let documents: Vec<Spanned<Tree>> =
-        serde_saphyr::from_multiple(text).map_err(|error| SyntaxError {
+    let budget = serde_saphyr::budget! { max_documents: MAX_DOCUMENTS };
+    let options = serde_saphyr::options! { budget: budget };
+    let documents: Vec<Spanned<Tree>> = serde_saphyr::from_multiple_with_options(text, options)
+        .map_err(|error| SyntaxError {
             line: error.location().map_or(1, |at| at.line()),
             problem: first_line(&error),
+            mend: match error.without_snippet() {
+                serde_saphyr::Error::Budget { .. } => "split the file",
+                _ => "correct the syntax (YAML indents with spaces)",
+            },
         })?;
     Ok(documents
         .into_iter()
@@ -218,6 +228,13 @@ mod tests {
         let document = &parse("{\n\t\"kind\": \"Pod\",\n\t\"n\": [1, 2]\n}\n").unwrap()[0];
         assert_eq!(document.to_value(), serde_json::json!({"kind": "Pod", "n": [1, 2]}));
         assert_eq!(document.line_of("n"), 3);
+    }
+
+    #[test]
+    fn a_file_may_hold_thousands_of_documents_but_not_any_number() {
+        let file = |documents: usize| "a: 1\n---\n".repeat(documents);
+        assert_eq!(parse(&file(5000)).unwrap().len(), 5000);
+        assert_eq!(parse(&file(MAX_DOCUMENTS + 1)).unwrap_err().mend, "split the file");
     }
 
     #[test]

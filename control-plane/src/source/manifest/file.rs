@@ -131,8 +131,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Parsed {
     match document::parse(text) {
         Ok(documents) => documents.iter().for_each(|node| reading.document(node)),
         Err(error) => {
-            let mend = "correct the syntax (YAML indents with spaces)";
-            reading.problem(error.line, "document", error.problem, mend.to_owned());
+            reading.problem(error.line, "document", error.problem, error.mend.to_owned());
         }
     }
     reading.parsed
