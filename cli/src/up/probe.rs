@@ -13,6 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use tokio::{
+    io::AsyncReadExt,
     net::TcpStream,
     process::Command,
     time::{sleep, timeout},
@@ -21,6 +22,10 @@ use tokio::{
 /// Before a container was ready for the first time, a probe that fails is tried again after at
 /// most this: on one machine programs start fast, and people wait.
 const IMPATIENT: Duration = Duration::from_millis(250);
+
+/// A sidecar accepts before it has dialled the application, and it dials once it has waited for the
+/// client to speak: a connection that is not reset within this has reached a listener.
+const RESET: Duration = Duration::from_millis(250);
 
 /// A probe whose defaults and port names are filled in.
 #[derive(Debug, Clone)]
@@ -91,7 +96,7 @@ impl Readiness {
                 Check::Http { address, path, headers } => get(*address, path, headers)
                     .await
                     .is_ok_and(|status| (200..400).contains(&status)),
-                Check::Tcp(address) => TcpStream::connect(address).await.is_ok(),
+                Check::Tcp(address) => accepts(*address).await,
                 Check::Exec(command) => {
                     let status = exec(command).kill_on_drop(true).status().await;
                     status.is_ok_and(|status| status.success())
@@ -100,6 +105,12 @@ impl Readiness {
         };
         timeout(self.timeout, run).await.unwrap_or(false)
     }
+}
+
+/// Whether somebody listens there. One who closes at once, or speaks, does too.
+async fn accepts(address: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(address).await else { return false };
+    !matches!(timeout(RESET, stream.read(&mut [0])).await, Ok(Err(_)))
 }
 
 /// Consecutive results, and when they change the verdict.

@@ -9,6 +9,7 @@ use remora_core::names::headers::CLIENT_ID;
 use super::{Arrival, CONNECT, Inbound, authorize};
 use crate::{
     balance::retry::Sent,
+    decisions::Failed,
     error::Error,
     http::{
         Version, answer,
@@ -48,11 +49,23 @@ pub(super) async fn handle(
     request: Request<Incoming>,
 ) -> Response<ResponseBody<GiveBack>> {
     let grpc = answer::is_grpc(request.headers());
+    let started = tokio::time::Instant::now();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     match forward(&requests, request).await {
         Ok(response) => response,
         Err(error) => {
-            requests.inbound.metrics.error(Direction::Inbound, error.reason());
+            let Requests { inbound, arrival, .. } = &*requests;
+            inbound.metrics.error(Direction::Inbound, error.reason());
             tracing::debug!(%error, "request failed");
+            let now = tokio::time::Instant::now();
+            let failed = Failed {
+                direction: Direction::Inbound,
+                target: &arrival.app.to_string(),
+                method: &method,
+                uri: &uri,
+                elapsed: now - started,
+            };
+            inbound.decisions.record(now, failed, &error, std::iter::empty::<&str>());
             answer::error(&error, grpc)
         }
     }

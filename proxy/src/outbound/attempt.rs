@@ -17,6 +17,7 @@ use crate::{
         retry::{self, Answer, Sent, StopReason, Verdict},
         stats::{FailureKind, InFlight, Outcome},
     },
+    decisions::Failed,
     discovery::Endpoint,
     error::{Error, Reason},
     http::{
@@ -27,6 +28,7 @@ use crate::{
         pool::{Connection, SendError},
         replay::Replay,
     },
+    metrics::Direction,
     tls::Alpn,
 };
 
@@ -48,7 +50,7 @@ struct Answered {
 }
 
 /// An attempt without a usable response.
-struct Failed {
+struct Unanswered {
     error: Error,
     endpoint: Option<Arc<Endpoint>>,
 }
@@ -128,13 +130,13 @@ impl<'a> Exchange<'a> {
         body: Option<&Replay>,
         earlier: u32,
         tried: &[Arc<Endpoint>],
-    ) -> Result<Answered, Failed> {
-        let guard = self.pick(tried).map_err(|error| Failed { error, endpoint: None })?;
+    ) -> Result<Answered, Unanswered> {
+        let guard = self.pick(tried).map_err(|error| Unanswered { error, endpoint: None })?;
         let endpoint = Arc::clone(guard.endpoint());
         let request = match make(parts, body, earlier) {
             Some(request) => request,
             None => {
-                return Err(Failed {
+                return Err(Unanswered {
                     error: Error::Overloaded("request body is too long to repeat"),
                     endpoint: None,
                 });
@@ -151,7 +153,7 @@ impl<'a> Exchange<'a> {
                     _ => FailureKind::Transport,
                 };
                 self.report(guard, sent_at, Outcome::Failure(kind));
-                Err(Failed { error, endpoint: Some(endpoint) })
+                Err(Unanswered { error, endpoint: Some(endpoint) })
             }
         }
     }
@@ -219,7 +221,7 @@ impl<'a> Exchange<'a> {
 
     fn judge(
         &self,
-        result: &Result<Answered, Failed>,
+        result: &Result<Answered, Unanswered>,
         parts: &request::Parts,
         body: Option<&Replay>,
         grpc: bool,
@@ -244,6 +246,19 @@ impl<'a> Exchange<'a> {
         let mut rng = self.outbound.rng.lock();
         let budget = budget.as_deref();
         retry::decide(policy, attempt, &parts.method, budget, replayable, now, &mut rng)
+    }
+
+    fn record(&self, parts: &request::Parts, error: &Error, tried: &[Arc<Endpoint>]) {
+        let target = self.upstream.name();
+        let failed = Failed {
+            direction: Direction::Outbound,
+            target: &target,
+            method: &parts.method,
+            uri: &parts.uri,
+            elapsed: self.started.elapsed(),
+        };
+        let tried = tried.iter().map(|endpoint| endpoint.addr);
+        self.outbound.decisions.record(Instant::now(), failed, error, tried);
     }
 
     fn count_stop(&self, why: StopReason, retries: u32) {
@@ -321,7 +336,7 @@ trait HasSent {
     fn sent(&self) -> Sent;
 }
 
-impl HasSent for Result<Answered, Failed> {
+impl HasSent for Result<Answered, Unanswered> {
     fn sent(&self) -> Sent {
         match self {
             Ok(_) => Sent::Yes,
