@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use remora_control_plane::{index::service_warnings, source::manifest};
 
-use super::ignored::ignored;
+use super::{ignored::ignored, services::unmatched_ports};
 
 /// Everything a directory asks for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -61,6 +61,7 @@ pub fn load(dir: &Path) -> Result<Manifests, Vec<String>> {
     let annotations = objects.services().flat_map(service_warnings).map(|w| w.to_string());
     let mut warnings: Vec<String> = objects.warnings.iter().map(ToString::to_string).collect();
     warnings.extend(annotations);
+    warnings.extend(unmatched_ports(&services, &pods));
     warnings.extend(ignored(&pods).map(str::to_owned));
     let slices = objects.endpoint_slices().map(|slice| EndpointSlice::clone(slice)).collect();
     Ok(Manifests { namespaces, services, pods, slices, warnings })

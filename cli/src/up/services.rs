@@ -6,7 +6,10 @@ use std::{
     net::Ipv4Addr,
 };
 
-use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
+use k8s_openapi::{
+    api::core::v1::{Pod as PodObject, Service},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 
 use super::manifests::{Key, key};
 
@@ -161,6 +164,45 @@ pub fn selects(service: &Service, labels: Option<&BTreeMap<String, String>>) -> 
     !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
+/// Ports of Services that lead nowhere: their `targetPort` is a name that none of the selected
+/// pods' containers has. One line each; a Service that selects no pod may still get some.
+#[must_use]
+pub fn unmatched_ports(services: &[Service], pods: &[PodObject]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for service in services {
+        let (namespace, name) = key(&service.metadata);
+        let selected: Vec<&PodObject> = pods
+            .iter()
+            .filter(|pod| {
+                key(&pod.metadata).0 == namespace && selects(service, pod.metadata.labels.as_ref())
+            })
+            .collect();
+        let containers =
+            selected.iter().filter_map(|p| p.spec.as_ref()).flat_map(|s| &s.containers);
+        let names: BTreeSet<&str> = containers
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(|port| port.name.as_deref())
+            .collect();
+        for port in service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()) {
+            let Some(IntOrString::String(target)) = &port.target_port else { continue };
+            if selected.is_empty() || names.contains(target.as_str()) {
+                continue;
+            }
+            let has = match names.iter().copied().collect::<Vec<_>>().join(", ") {
+                none if none.is_empty() => "none".to_owned(),
+                some => some,
+            };
+            lines.push(format!(
+                "Service {namespace}/{name}: port {}: targetPort {target:?} is the name of no \
+                 container port of the pods it selects (they have: {has}); correct it, or name \
+                 the port",
+                port.port
+            ));
+        }
+    }
+    lines
+}
+
 /// Gives each Service its cluster address: the one its manifest asks for, else the one it has
 /// had, else one that follows from its name. `None` for those that have none.
 ///
@@ -288,6 +330,26 @@ mod tests {
         for bad in ["10.244.0.9", "banana", "127.0.0.1", "::1"] {
             assert!(allocate(&[service("a", Some(bad))], &BTreeMap::new()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_target_port_that_no_selected_pod_has_is_named() {
+        let object = json!({"metadata": {"name": "a"}, "spec": {"selector": {"app": "a"},
+            "ports": [{"port": 80, "targetPort": "web"}, {"port": 81, "targetPort": 8081}]}});
+        let service: Service = serde_json::from_value(object).unwrap();
+        let pod = |port: &str| -> PodObject {
+            let ports = json!([{"name": port, "containerPort": 8080}]);
+            serde_json::from_value(json!({"metadata": {"name": "p", "labels": {"app": "a"}},
+                "spec": {"containers": [{"name": "c", "ports": ports}]}}))
+            .unwrap()
+        };
+        let lines = |pods: &[PodObject]| unmatched_ports(std::slice::from_ref(&service), pods);
+        assert_eq!(lines(&[]).len(), 0);
+        assert_eq!(lines(&[pod("web")]).len(), 0);
+        let said = lines(&[pod("http")]);
+        assert_eq!(said.len(), 1);
+        assert!(said[0].starts_with("Service default/a: port 80:"), "{said:?}");
+        assert!(said[0].contains("they have: http"), "{said:?}");
     }
 
     #[test]
