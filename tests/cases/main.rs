@@ -1,3 +1,4 @@
 //! End-to-end cases.
 
 mod proxy;
+mod up;
