@@ -7,6 +7,8 @@
 pub const SYSTEM_NAMESPACE: &str = "remora-system";
 /// ServiceAccount of the control plane; with [`SYSTEM_NAMESPACE`] its SPIFFE id.
 pub const CONTROL_PLANE_SERVICE_ACCOUNT: &str = "remora-control-plane";
+/// ServiceAccount of the injector.
+pub const INJECTOR_SERVICE_ACCOUNT: &str = "remora-injector";
 /// Default trust domain of SPIFFE ids.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 /// Default DNS suffix of the cluster.
@@ -15,6 +17,18 @@ pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const TOKEN_AUDIENCE: &str = "identity.remora.io";
 /// Secret (type `kubernetes.io/tls`) that holds the issuer.
 pub const ISSUER_SECRET: &str = "remora-identity-issuer";
+/// ConfigMap with the roots to trust, in the control plane's namespace and in each that has sidecars.
+pub const TRUST_BUNDLE_CONFIG_MAP: &str = "remora-trust-bundle";
+/// Key of the roots (PEM) in [`TRUST_BUNDLE_CONFIG_MAP`].
+pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
+/// Lease of the control-plane replica that writes what must be written once.
+pub const LEADER_LEASE: &str = "remora-control-plane";
+/// Secret (type `kubernetes.io/tls`, with `ca.crt`) of the webhook's serving certificate.
+pub const INJECTOR_TLS_SECRET: &str = "remora-injector-tls";
+/// Name of the MutatingWebhookConfiguration.
+pub const WEBHOOK_CONFIGURATION: &str = "remora-injector";
+/// HTTP path of the webhook.
+pub const WEBHOOK_PATH: &str = "/mutate";
 
 /// Ports and ids.
 pub mod ports {
@@ -105,8 +119,12 @@ pub mod annotations {
     /// One of the six default policies.
     pub const DEFAULT_INBOUND_POLICY: &str = "config.remora.io/default-inbound-policy";
 
+    /// `enabled`, `disabled` or `auto`: whether the proxy is a native sidecar (an init container that
+    /// stays, Kubernetes 1.29) or an ordinary container; `auto` asks the cluster's version.
+    pub const NATIVE_SIDECAR: &str = "config.remora.io/native-sidecar";
+
     /// Every configuration annotation; any other key under [`CONFIG_PREFIX`] is a warning.
-    pub const CONFIG: [&str; 12] = [
+    pub const CONFIG: [&str; 13] = [
         SKIP_INBOUND_PORTS,
         SKIP_OUTBOUND_PORTS,
         SKIP_SUBNETS,
@@ -119,7 +137,20 @@ pub mod annotations {
         SHUTDOWN_GRACE_PERIOD,
         ACCESS_LOG,
         DEFAULT_INBOUND_POLICY,
+        NATIVE_SIDECAR,
     ];
+}
+
+/// Labels on our own objects, and on namespaces.
+pub mod labels {
+    /// Mirrors the namespace's annotation of the same name, for the webhook's namespaceSelector.
+    pub const INJECT: &str = super::annotations::INJECT;
+    /// `remora` on every object of an installation.
+    pub const PART_OF: &str = "app.kubernetes.io/part-of";
+    /// `control-plane` or `injector`.
+    pub const COMPONENT: &str = "app.kubernetes.io/component";
+    /// The value of [`PART_OF`].
+    pub const REMORA: &str = "remora";
 }
 
 /// Environment variables of the programs; each is also a flag of the same meaning.
@@ -146,6 +177,9 @@ pub mod env {
     pub const TRUST_BUNDLE: &str = "REMORA_TRUST_BUNDLE";
     /// File with the workload's token.
     pub const TOKEN_FILE: &str = "REMORA_TOKEN_FILE";
+    /// Probes that the proxy answers in the application's stead: a JSON object from the path on the
+    /// admin port to the Kubernetes probe handler (`tcpSocket`, `httpGet` or `grpc`).
+    pub const PROBES: &str = "REMORA_PROBES";
     /// Which requests are logged: `off`, `errors`, `all`.
     pub const ACCESS_LOG: &str = "REMORA_ACCESS_LOG";
 }

@@ -14,8 +14,8 @@ use k8s_openapi::{
 };
 use remora_core::{
     names::{
-        CONTROL_PLANE_SERVICE_ACCOUNT, PROXY_UID, SYSTEM_NAMESPACE, TOKEN_AUDIENCE, annotations,
-        env, ports,
+        CONTROL_PLANE_SERVICE_ACCOUNT, PROXY_UID, SYSTEM_NAMESPACE, TOKEN_AUDIENCE,
+        TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY, annotations, env, ports,
     },
     settings::PortSet,
 };
@@ -31,10 +31,6 @@ use crate::{
 pub const INIT_CONTAINER: &str = "remora-init";
 /// Name of the proxy's container.
 pub const PROXY_CONTAINER: &str = "remora-proxy";
-/// ConfigMap with the roots to trust, in every namespace that has sidecars.
-pub const TRUST_BUNDLE_CONFIG_MAP: &str = "remora-trust-bundle";
-/// Key of the roots in [`TRUST_BUNDLE_CONFIG_MAP`].
-pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
 
 const TOKEN_VOLUME: &str = "remora-identity-token";
 const TOKEN_DIR: &str = "/var/run/remora/identity";
