@@ -27,6 +27,8 @@ pub const LEADER_LEASE: &str = "remora-control-plane";
 pub const INJECTOR_TLS_SECRET: &str = "remora-injector-tls";
 /// Name of the MutatingWebhookConfiguration.
 pub const WEBHOOK_CONFIGURATION: &str = "remora-injector";
+/// Name of the proxy's container in a pod.
+pub const PROXY_CONTAINER: &str = "remora-proxy";
 /// HTTP path of the webhook.
 pub const WEBHOOK_PATH: &str = "/mutate";
 
