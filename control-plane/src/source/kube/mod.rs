@@ -118,4 +118,6 @@ impl Told {
 }
 
 #[cfg(test)]
+mod story;
+#[cfg(test)]
 mod tests;

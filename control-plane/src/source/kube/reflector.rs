@@ -230,3 +230,13 @@ fn read<K: Watched>(
         None => Ok(Step::Ended),
     }
 }
+
+/// What a line of a watch tells; `None` for a bookmark.
+#[cfg(test)]
+pub(super) fn decoded<K: Watched>(line: &[u8]) -> Result<Option<Told>, Failure> {
+    let mut version = String::new();
+    match read::<K>(Some(serde_json::from_slice(line)?), &mut version)? {
+        Step::Told(told) => Ok(Some(told)),
+        _ => Ok(None),
+    }
+}
