@@ -17,6 +17,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::identity::{bundle::Roots, ca::Authority, rotation::Phase, unix_seconds};
+
 /// All counters and gauges of the program. Cloned handles share their values.
 #[derive(Debug)]
 pub struct Metrics {
@@ -36,6 +38,16 @@ pub struct Metrics {
     pub load_failures: Counter<u64, AtomicU64>,
     /// End of the issuer's validity.
     pub ca_expiry: Gauge<i64, AtomicI64>,
+    /// 1 while the issuer that was seen last is not in force because something is wrong with it.
+    pub issuer_refused: Gauge<i64, AtomicI64>,
+    /// 1 while this replica is the leader.
+    pub leader: Gauge<i64, AtomicI64>,
+    /// Time for the API server's answer to a review of a token.
+    pub review: Histogram,
+    roots_expiry: Gauge<i64, AtomicI64>,
+    issuer: Family<IssuerLabels, Gauge<i64, AtomicI64>>,
+    phase: Family<PhaseLabels, Gauge<i64, AtomicI64>>,
+    reviews_failed: Family<ReviewLabels, Counter<u64, AtomicU64>>,
     certificates: Family<CertifyLabels, Counter<u64, AtomicU64>>,
 }
 
@@ -63,6 +75,62 @@ impl EncodeLabelValue for CertifyResult {
     }
 }
 
+/// Why a token could not be reviewed. (A token that is refused was reviewed.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReviewFailure {
+    /// The control plane lacks the right.
+    Forbidden,
+    /// The API server is too busy (429).
+    Throttled,
+    /// Another answer than a review.
+    Server,
+    /// No connection.
+    Connection,
+    /// No answer in time.
+    Timeout,
+    /// Too many were waiting here.
+    Overloaded,
+}
+
+impl EncodeLabelValue for ReviewFailure {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Forbidden => "forbidden",
+            Self::Throttled => "throttled",
+            Self::Server => "server",
+            Self::Connection => "connection",
+            Self::Timeout => "timeout",
+            Self::Overloaded => "overloaded",
+        })
+    }
+}
+
+impl EncodeLabelValue for Phase {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Steady => "steady",
+            Self::Overlap => "overlap",
+            Self::Held => "held",
+            Self::Retiring => "retiring",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReviewLabels {
+    reason: ReviewFailure,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IssuerLabels {
+    sha256: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CertifyLabels {
     result: CertifyResult,
@@ -80,6 +148,14 @@ impl Default for Metrics {
             oldest_unacked: Gauge::default(),
             load_failures: Counter::default(),
             ca_expiry: Gauge::default(),
+            issuer_refused: Gauge::default(),
+            leader: Gauge::default(),
+            // 1 ms to about 8 s.
+            review: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            roots_expiry: Gauge::default(),
+            issuer: Family::default(),
+            phase: Family::default(),
+            reviews_failed: Family::default(),
             certificates: Family::default(),
         }
     }
@@ -89,6 +165,28 @@ impl Metrics {
     /// Counts an answered request for a certificate.
     pub fn certified(&self, result: CertifyResult) {
         self.certificates.get_or_create(&CertifyLabels { result }).inc();
+    }
+
+    /// Counts a review that could not be done.
+    pub fn review_failed(&self, reason: ReviewFailure) {
+        self.reviews_failed.get_or_create(&ReviewLabels { reason }).inc();
+    }
+
+    /// Shows the issuer in force, the roots, and how far a rotation is.
+    pub fn issuer(&self, authority: &Authority, roots: &Roots, phase: Phase) {
+        self.ca_expiry.set(unix_seconds(authority.expires()));
+        self.roots_expiry.set(roots.earliest_expiry().map_or(0, unix_seconds));
+        let sha256 = authority.fingerprint().to_string();
+        let labels = IssuerLabels { sha256 };
+        if self.issuer.get(&labels).is_none() {
+            // One series at a time, however often it is rotated.
+            self.issuer.clear();
+        }
+        self.issuer.get_or_create(&labels).set(1);
+        for each in [Phase::Steady, Phase::Overlap, Phase::Held, Phase::Retiring] {
+            let shown = self.phase.get_or_create(&PhaseLabels { phase: each });
+            shown.set(i64::from(each == phase));
+        }
     }
 
     /// Puts all of them into a registry.
@@ -122,14 +220,46 @@ impl Metrics {
             "End of the issuer's validity, Unix time",
             self.ca_expiry.clone(),
         );
+        self.register_identity(r);
+        r.register("leader", "1 while this replica is the leader", self.leader.clone());
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        r.register("build", "The program's version", Info::new(version));
+        registry
+    }
+
+    fn register_identity(&self, r: &mut Registry) {
         r.register(
             "certificates",
             "Answered requests for a certificate, by result",
             self.certificates.clone(),
         );
-        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
-        r.register("build", "The program's version", Info::new(version));
-        registry
+        r.register(
+            "roots_expiry_timestamp_seconds",
+            "End of the validity of the root that runs out first, Unix time",
+            self.roots_expiry.clone(),
+        );
+        r.register("issuer", "The issuer in force, by its fingerprint", self.issuer.clone());
+        r.register(
+            "issuer_refused",
+            "1 while the issuer that was seen last is not in force because it is not good",
+            self.issuer_refused.clone(),
+        );
+        r.register(
+            "issuer_rotation",
+            "1 for the phase of the issuer's rotation: steady, overlap, held, retiring",
+            self.phase.clone(),
+        );
+        r.register_with_unit(
+            "token_review",
+            "Time for the API server's answer to a review of a token",
+            Unit::Seconds,
+            self.review.clone(),
+        );
+        r.register(
+            "token_review_failures",
+            "Reviews that could not be done, by reason",
+            self.reviews_failed.clone(),
+        );
     }
 }
 
