@@ -37,10 +37,12 @@ use crate::{
     metrics::Metrics,
     pages, server,
     server::tls,
+    source::kube::Status,
 };
 
 mod kubernetes;
 mod local;
+mod sidecars;
 
 /// The program's flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -69,6 +71,9 @@ pub struct Args {
     /// The control plane's own namespace.
     #[arg(long, value_name = "NAME", default_value = names::SYSTEM_NAMESPACE)]
     pub namespace: String,
+    /// Name of this replica in the election of the leader; made unique by a random suffix.
+    #[arg(long, value_name = "NAME", env = "HOSTNAME", default_value = "control-plane")]
+    pub replica: String,
     /// Never make the issuer's Secret: somebody else brings it.
     #[arg(long, requires = "kubernetes")]
     pub external_issuer: bool,
@@ -105,6 +110,7 @@ impl Args {
             kubernetes: false,
             kubeconfig: None,
             namespace: names::SYSTEM_NAMESPACE.to_owned(),
+            replica: "control-plane".to_owned(),
             external_issuer: false,
             listen: loopback(names::ports::CONTROL_PLANE),
             admin_listen: loopback(names::ports::CONTROL_PLANE_ADMIN),
@@ -177,7 +183,7 @@ pub async fn serve(
             let plane = plane.clone();
             move || plane.ready()
         }),
-        metrics: Arc::new(plane.metrics.registry()),
+        metrics: Arc::new(plane.metrics.registry(plane.source.clone())),
         log,
     };
     let router = pages::router(admin, Arc::clone(&plane.state));
@@ -210,19 +216,14 @@ struct Plane {
     state: Arc<State>,
     /// Who signs, as soon as there is somebody.
     signer: Arc<OnceLock<watch::Receiver<Arc<Signer>>>>,
-    /// What is missing until the first state is there.
-    waits_for: Arc<dyn Fn() -> String + Send + Sync>,
+    /// How the watches of the API server go; `None` without one.
+    source: Option<Arc<Status>>,
 }
 
 impl Plane {
     fn new(args: &Args) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::default());
         let index = Index::new(&args.trust_domain, &args.cluster_domain);
-        let waits_for = if args.kubernetes {
-            "first lists from the API server not complete; see the log for what is wrong"
-        } else {
-            "manifests not loaded yet; see the log for what is wrong"
-        };
         Ok(Self {
             own_id: SpiffeId::control_plane(&args.trust_domain).context("--trust-domain")?,
             trust_domain: args.trust_domain.clone(),
@@ -231,7 +232,7 @@ impl Plane {
             state: State::new(index, Arc::clone(&metrics)),
             metrics,
             signer: Arc::default(),
-            waits_for: Arc::new(|| waits_for.to_owned()),
+            source: args.kubernetes.then(Arc::default),
         })
     }
 
@@ -239,7 +240,12 @@ impl Plane {
     /// known goes on being served without it.
     fn ready(&self) -> Result<(), String> {
         if !self.state.is_loaded() {
-            return Err((self.waits_for)());
+            let watches = self.source.as_ref().map(|source| source.waiting());
+            return Err(match watches {
+                None => "manifests not loaded yet; see the log for what is wrong".to_owned(),
+                Some(Some(waiting)) => format!("waiting for {waiting}"),
+                Some(None) => "the first lists are being read".to_owned(),
+            });
         }
         let Some(signer) = self.signer.get() else {
             return Err("no good issuer yet; see the log for what is wrong with it".to_owned());

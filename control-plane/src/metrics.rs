@@ -2,12 +2,19 @@
 
 use std::{
     fmt::{self, Write},
-    sync::atomic::{AtomicI64, AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64},
+    },
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    collector::Collector,
+    encoding::{
+        DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, NoLabelSet,
+    },
     metrics::{
+        MetricType,
         counter::Counter,
         family::Family,
         gauge::Gauge,
@@ -17,7 +24,12 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::identity::{bundle::Roots, ca::Authority, rotation::Phase, unix_seconds};
+use tokio::time::Instant;
+
+use crate::{
+    identity::{bundle::Roots, ca::Authority, rotation::Phase, unix_seconds},
+    source::kube::{KindStatus, Status},
+};
 
 /// All counters and gauges of the program. Cloned handles share their values.
 #[derive(Debug)]
@@ -189,9 +201,9 @@ impl Metrics {
         }
     }
 
-    /// Puts all of them into a registry.
+    /// Puts all of them into a registry, with the watches of the API server where there are any.
     #[must_use]
-    pub fn registry(&self) -> Registry {
+    pub fn registry(&self, source: Option<Arc<Status>>) -> Registry {
         let mut registry = Registry::with_prefix("remora_control_plane");
         let r = &mut registry;
         r.register("proxies_connected", "Open discovery streams", self.proxies.clone());
@@ -221,6 +233,9 @@ impl Metrics {
             self.ca_expiry.clone(),
         );
         self.register_identity(r);
+        if let Some(source) = source {
+            r.register_collector(Box::new(Watches(source)));
+        }
         r.register("leader", "1 while this replica is the leader", self.leader.clone());
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         r.register("build", "The program's version", Info::new(version));
@@ -263,6 +278,45 @@ impl Metrics {
     }
 }
 
+/// The watches of the API server, read when scraped.
+#[derive(Debug)]
+struct Watches(Arc<Status>);
+
+impl Collector for Watches {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (kinds, now) = (self.0.kinds(), Instant::now());
+        let mut family = |name, help, kind, value: &dyn Fn(&KindStatus) -> Option<f64>| {
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (resource, status) in &kinds {
+                let Some(value) = value(status) else { continue };
+                let labels = [("resource", *resource)];
+                let mut metric = family.encode_family(&labels)?;
+                match kind {
+                    MetricType::Counter => {
+                        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+                    }
+                    _ => metric.encode_gauge(&value)?,
+                }
+            }
+            Ok(())
+        };
+        #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
+        let count = |count: u64| Some(count as f64);
+        family("watch_lists", "Complete lists read from the API server", MetricType::Counter, &|s| {
+            count(s.lists)
+        })?;
+        family("watch_errors", "Failed lists and watches", MetricType::Counter, &|s| {
+            count(s.errors)
+        })?;
+        family(
+            "watch_silence_seconds",
+            "Time since the API server last said anything of the resource",
+            MetricType::Gauge,
+            &|status| status.silence(now).map(|silence| silence.as_secs_f64()),
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,7 +327,7 @@ mod tests {
         let all = [CertifyResult::Issued, CertifyResult::BadToken, CertifyResult::BadRequest];
         all.into_iter().chain([CertifyResult::Unavailable]).for_each(|r| metrics.certified(r));
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();
+        prometheus_client::encoding::text::encode(&mut text, &metrics.registry(None)).unwrap();
         for word in ["issued", "bad-token", "bad-request", "unavailable"] {
             let line = format!("remora_control_plane_certificates_total{{result=\"{word}\"}} 1");
             assert!(text.contains(&line), "{text}");

@@ -14,11 +14,12 @@ use super::{Args, Plane, end_with};
 use crate::{
     discovery::State,
     identity::{
-        bundle::{PublishedBundle, Roots},
+        bundle::Roots,
         keeper::{Keeper, Seen},
         store,
         token::TokenDir,
     },
+    leader::trust_bundles::PublishedBundle,
     source::manifest::watch::{Loaded, watch as watch_manifests},
 };
 

@@ -27,6 +27,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 
 use super::ca::{Fingerprint, expiry};
+use crate::leader::trust_bundles::PublishedBundle;
 
 /// Annotation of the ConfigMap with what is known of each root; see the module.
 pub const ROOTS_ANNOTATION: &str = "identity.remora.io/roots";
@@ -47,15 +48,6 @@ pub struct Root {
 /// The roots of a bundle.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roots(BTreeMap<Fingerprint, Root>);
-
-/// What the ConfigMap shall hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PublishedBundle {
-    /// Value of the key `ca.crt`: the roots in PEM.
-    pub pem: String,
-    /// Annotations.
-    pub annotations: BTreeMap<String, String>,
-}
 
 /// An entry of the annotation.
 #[derive(Debug, Serialize, Deserialize)]

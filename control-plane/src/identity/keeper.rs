@@ -11,12 +11,18 @@ use remora_proto::v1::TrustBundle;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    bundle::{PublishedBundle, Roots},
-    ca::Authority,
-    expiry::{self, Level},
+    bundle::Roots,
+    ca::{Authority, Fingerprint},
+    expiry,
     rotation::{Rotation, Rules, Signer},
 };
-use crate::metrics::Metrics;
+use crate::{
+    leader::{
+        events::{Expiry, Notice},
+        trust_bundles::PublishedBundle,
+    },
+    metrics::Metrics,
+};
 
 /// Longest sleep, so that a wall clock that jumps is noticed.
 const LOOK: Duration = Duration::from_secs(30);
@@ -26,19 +32,13 @@ const LOOK: Duration = Duration::from_secs(30);
 pub enum Seen {
     /// There is a good issuer.
     Issuer(Arc<Authority>),
-    /// What is there cannot be used; one line: where, what, the mend.
-    Refused(String),
-}
-
-/// What operators should know of the issuer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssuerStatus {
-    /// End of the issuer's validity.
-    pub expires: SystemTime,
-    /// The nearest level of its expiry that has been reached.
-    pub expiry: Option<Level>,
-    /// Why the issuer that was seen last is not in force; one line.
-    pub refused: Option<Arc<str>>,
+    /// What is there cannot be used.
+    Refused {
+        /// Tells what was seen from what is seen later: a Secret's resourceVersion.
+        version: String,
+        /// One line: where, what, the mend.
+        problem: String,
+    },
 }
 
 /// What is in force.
@@ -51,7 +51,10 @@ pub struct Keeper {
     signer: watch::Sender<Arc<Signer>>,
     bundle: watch::Sender<Arc<TrustBundle>>,
     published: watch::Sender<Arc<PublishedBundle>>,
-    status: watch::Sender<Arc<IssuerStatus>>,
+    notices: watch::Sender<Arc<Vec<Notice>>>,
+    /// The issuer whose expiry was warned of last, and how near it was.
+    warned: Option<(Fingerprint, Expiry)>,
+    refused: Option<Notice>,
 }
 
 /// What a [`Keeper`] goes by.
@@ -90,7 +93,7 @@ impl Keeper {
                         Err(error) => error.to_string(),
                     }
                 }
-                Seen::Refused(problem) => problem,
+                Seen::Refused { problem, .. } => problem,
             };
             setup.metrics.issuer_refused.set(1);
             tracing::error!(problem, "issuer refused; no certificates until there is a good one");
@@ -98,13 +101,13 @@ impl Keeper {
     }
 
     fn new(rotation: Rotation, setup: Setup) -> Self {
-        let expires = rotation.signer().authority.expires();
-        let status = IssuerStatus { expires, expiry: None, refused: None };
         let mut keeper = Self {
             signer: watch::Sender::new(Arc::new(rotation.signer().clone())),
             bundle: watch::Sender::new(rotation.roots().streamed(&setup.trust_domain)),
             published: watch::Sender::new(Arc::new(rotation.roots().published())),
-            status: watch::Sender::new(Arc::new(status)),
+            notices: watch::Sender::default(),
+            warned: None,
+            refused: None,
             rotation,
             trust_domain: setup.trust_domain,
             clock: setup.clock,
@@ -133,10 +136,10 @@ impl Keeper {
         self.published.subscribe()
     }
 
-    /// What operators should know, for the leader's events.
+    /// What operators should know, for the leader's Events.
     #[must_use]
-    pub fn status(&self) -> watch::Receiver<Arc<IssuerStatus>> {
-        self.status.subscribe()
+    pub fn notices(&self) -> watch::Receiver<Arc<Vec<Notice>>> {
+        self.notices.subscribe()
     }
 
     /// Follows the issuer until draining begins. Returns itself: as long as it lives, so do the
@@ -164,36 +167,30 @@ impl Keeper {
         let refused = match seen {
             Seen::Issuer(authority) => {
                 let fingerprint = authority.fingerprint();
-                match self.rotation.offer(authority, (self.clock)()) {
-                    Ok(()) => {
-                        tracing::info!(%fingerprint, "issuer read");
-                        None
-                    }
-                    Err(error) => Some(error.to_string()),
+                let offered = self.rotation.offer(authority, (self.clock)());
+                if offered.is_ok() {
+                    tracing::info!(%fingerprint, "issuer read");
                 }
+                // Told again where it is another issuer's.
+                offered.err().map(|error| (fingerprint.to_string(), error.to_string()))
             }
-            Seen::Refused(problem) => Some(problem),
+            Seen::Refused { version, problem } => Some((version, problem)),
         };
         self.metrics.issuer_refused.set(i64::from(refused.is_some()));
-        if let Some(problem) = &refused {
+        if let Some((_, problem)) = &refused {
             tracing::error!(problem, "issuer refused; the one before stays in force");
         }
-        let refused: Option<Arc<str>> = refused.map(Into::into);
-        self.status.send_if_modified(|status| {
-            let changed = status.refused != refused;
-            Arc::make_mut(status).refused = refused;
-            changed
-        });
+        self.refused = refused.map(|(version, problem)| Notice::refused(&version, &problem));
     }
 
     /// Does what is due, tells what has changed, and says how long to sleep.
     fn tell(&mut self) -> Duration {
         let now = (self.clock)();
         let due = self.rotation.advance(now);
-        let (signer, roots) = (self.rotation.signer().clone(), self.rotation.roots());
-        let phase = self.rotation.phase(now);
+        let signer = self.rotation.signer().clone();
+        self.notice(&signer.authority, now);
+        let (roots, phase) = (self.rotation.roots(), self.rotation.phase(now));
         self.metrics.issuer(&signer.authority, roots, phase);
-        self.warn_of_expiry(signer.authority.expires(), now);
 
         let bundle = roots.streamed(&self.trust_domain);
         let published = roots.published();
@@ -214,24 +211,22 @@ impl Keeper {
         (wait + Duration::from_millis(1)).min(LOOK)
     }
 
-    fn warn_of_expiry(&self, expires: SystemTime, now: SystemTime) {
-        self.status.send_if_modified(|status| {
-            let mut changed = false;
-            if status.expires != expires {
-                let status = Arc::make_mut(status);
-                (status.expires, status.expiry, changed) = (expires, None, true);
+    fn notice(&mut self, authority: &Authority, now: SystemTime) {
+        let (fingerprint, expires) = (authority.fingerprint(), authority.expires());
+        let last = self.warned.filter(|(warned, _)| *warned == fingerprint).map(|(_, level)| level);
+        if let Some(level) = expiry::due(now, expires, last) {
+            self.warned = Some((fingerprint, level));
+            let note = Notice::expiry(level, &fingerprint.to_string(), expires).note;
+            if level >= Expiry::Day {
+                tracing::error!("{note}");
+            } else {
+                tracing::warn!("{note}");
             }
-            if let Some(warning) = expiry::due(now, expires, status.expiry) {
-                Arc::make_mut(status).expiry = Some(warning.level);
-                changed = true;
-                if warning.level >= Level::Day {
-                    tracing::error!("{warning}");
-                } else {
-                    tracing::warn!("{warning}");
-                }
-            }
-            changed
-        });
+        }
+        let ending = Expiry::at(now, expires)
+            .map(|level| Notice::expiry(level, &fingerprint.to_string(), expires));
+        let notices = ending.into_iter().chain(self.refused.clone()).collect();
+        replace(&self.notices, Arc::new(notices), |a, b| a == b);
     }
 }
 

@@ -4,7 +4,7 @@
 //! files | Secret ─► judge ─► keeper(rotation, bundle) ─► signer    ─► Certify, the server's own TLS
 //!                                                   ├─► bundle    ─► discovery streams
 //!                                                   ├─► published ─► ConfigMaps (leader)
-//!                                                   └─► status    ─► events (leader), metrics
+//!                                                   └─► notices   ─► Events (leader)
 //! ```
 //! How an issuer is replaced without losing a request is written in [`rotation`].
 

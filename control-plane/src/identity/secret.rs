@@ -100,9 +100,12 @@ impl Home {
             let says = match next {
                 Ok(Some(secret)) => match judge(&secret, self.leaf_lifetime, (self.clock)()) {
                     Ok(authority) => Seen::Issuer(Arc::new(authority)),
-                    Err(refused) => Seen::Refused(refused.to_string()),
+                    Err(refused) => Seen::Refused {
+                        version: secret.metadata.resource_version.unwrap_or_default(),
+                        problem: refused.to_string(),
+                    },
                 },
-                Ok(None) => Seen::Refused(self.absent()),
+                Ok(None) => Seen::Refused { version: "absent".to_owned(), problem: self.absent() },
                 Err(error) => {
                     let error = self.explain(&error.to_string());
                     tracing::warn!(error, "issuer's Secret cannot be watched; trying again");

@@ -178,7 +178,9 @@ pub async fn follow(
         if now != judged && now == before {
             let says = match load(&dir, leaf_lifetime, clock()) {
                 Ok(authority) => Seen::Issuer(Arc::new(authority)),
-                Err(error) => Seen::Refused(error.to_string()),
+                Err(error) => {
+                    Seen::Refused { version: String::new(), problem: error.to_string() }
+                }
             };
             if seen.send(says).await.is_err() {
                 return;
