@@ -35,6 +35,8 @@ enum Program {
     Proxy(Logged<remora_proxy::config::Args>),
     /// Discovery and identity.
     ControlPlane(Logged<remora_control_plane::Args>),
+    /// The admission webhook that writes sidecars into pods.
+    Injector(Logged<remora_injector::webhook::Args>),
     /// Put the interception rules of a pod in force, or remove them.
     Redirect(remora_proxy::redirect::Args),
 
@@ -96,6 +98,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
         Program::Proxy(program) => report(proxy(program)),
         Program::ControlPlane(program) => report(control_plane(program)),
+        Program::Injector(program) => report(injector(program)),
         Program::Redirect(args) => {
             report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))
         }
@@ -123,6 +126,13 @@ fn control_plane(program: Logged<remora_control_plane::Args>) -> anyhow::Result<
     let log = program.log()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remora_control_plane::until_signal(program.args, log))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn injector(program: Logged<remora_injector::webhook::Args>) -> anyhow::Result<ExitCode> {
+    let log = program.log()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(remora_injector::webhook::until_signal(program.args, log))?;
     Ok(ExitCode::SUCCESS)
 }
 
