@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{demo, up};
+use crate::{demo, install, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -28,12 +28,15 @@ enum Program {
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
 
+    Install(install::Args),
     /// Write sidecars into manifests, as the webhook does in a cluster.
     Inject(remora_injector::cli::Args),
     /// The sidecar.
     Proxy(Logged<remora_proxy::config::Args>),
     /// Discovery and identity.
     ControlPlane(Logged<remora_control_plane::Args>),
+    /// The admission webhook that writes sidecars into pods.
+    Injector(Logged<remora_injector::webhook::Args>),
     /// Put the interception rules of a pod in force, or remove them.
     Redirect(remora_proxy::redirect::Args),
 
@@ -91,9 +94,11 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
+        Program::Install(args) => report(install::run(args)),
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
         Program::Proxy(program) => report(proxy(program)),
         Program::ControlPlane(program) => report(control_plane(program)),
+        Program::Injector(program) => report(injector(program)),
         Program::Redirect(args) => {
             report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))
         }
@@ -121,6 +126,13 @@ fn control_plane(program: Logged<remora_control_plane::Args>) -> anyhow::Result<
     let log = program.log()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remora_control_plane::until_signal(program.args, log))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn injector(program: Logged<remora_injector::webhook::Args>) -> anyhow::Result<ExitCode> {
+    let log = program.log()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(remora_injector::webhook::until_signal(program.args, log))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,6 +11,7 @@ pub mod inject;
 mod pod;
 pub mod proxy_settings;
 pub mod stream;
+pub mod webhook;
 
 pub use decide::{Decision, NamespaceInfo, Plan, Refusal, Settings, SkipReason, decide};
 pub use inject::{inject, patch};

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 
+use k8s_openapi::api::discovery::v1 as discovery;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -13,13 +14,15 @@ use super::{
 fn namespace(name: &str, annotations: Value) -> Event {
     let object = json!({"apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": name, "annotations": annotations}});
-    Event::Apply(Object::Namespace(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: core::Namespace = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::Namespace(Arc::new((&object).into())))
 }
 
 fn service(name: &str, spec: Value, annotations: Value) -> Event {
     let object = json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "namespace": "shop", "annotations": annotations}, "spec": spec});
-    Event::Apply(Object::Service(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: core::Service = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::Service(Arc::new((&object).into())))
 }
 
 fn orders() -> Event {
@@ -36,7 +39,8 @@ fn pod(name: &str, ip: &str, annotations: Value) -> Event {
             {"name": "c", "ports": [{"name": "web", "containerPort": 8080}],
              "readinessProbe": {"httpGet": {"path": "/healthz?full", "port": "web"}}}]},
         "status": {"podIP": ip}});
-    Event::Apply(Object::Pod(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: core::Pod = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::Pod(Arc::new(source::Pod::described(&object))))
 }
 
 fn meshed(name: &str, ip: &str) -> Event {
@@ -57,7 +61,8 @@ fn slice(name: &str, endpoints: &[(&str, &str, bool, bool, bool)]) -> Event {
             "labels": {"kubernetes.io/service-name": "orders"}},
         "addressType": "IPv4", "endpoints": endpoints,
         "ports": [{"name": "http", "port": 8080}, {"name": "admin", "port": 9090}]});
-    Event::Apply(Object::EndpointSlice(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::EndpointSlice(Arc::new((&object).into())))
 }
 
 fn delete(kind: Kind, name: &str) -> Event {
@@ -118,7 +123,7 @@ fn a_cluster_ip_and_port_are_the_service_with_endpoints_at_their_target_port() {
         meshed.identity.as_ref().unwrap().as_str(),
         "spiffe://cluster.local/ns/shop/sa/orders"
     );
-    assert_eq!((meshed.owner.as_str(), meshed.node.as_str()), ("Deployment/orders", "n1"));
+    assert_eq!((&*meshed.owner, &*meshed.node), ("Deployment/orders", "n1"));
     assert_eq!(endpoints(&answer)[1].identity, None, "no sidecar, no identity");
 }
 
