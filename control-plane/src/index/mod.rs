@@ -7,7 +7,7 @@
 //! that asked for those.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
     sync::Arc,
@@ -422,9 +422,10 @@ fn in_namespace<'a, T>(
     map.range(Name::new(namespace, "")..).take_while(move |(name, _)| &*name.namespace == namespace)
 }
 
-/// Many to many, looked up from one side.
+/// Many to many, looked up from one side. Mostly one to one, in which a set of one element must
+/// cost no more than that: there is one for every pod and address.
 #[derive(Debug)]
-struct Reverse<K, V>(HashMap<K, BTreeSet<V>>);
+struct Reverse<K, V>(HashMap<K, Vec<V>>);
 
 impl<K, V> Default for Reverse<K, V> {
     fn default() -> Self {
@@ -432,24 +433,35 @@ impl<K, V> Default for Reverse<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Ord> Reverse<K, V> {
+impl<K: Eq + Hash, V: Ord> Reverse<K, V> {
     fn insert(&mut self, key: K, value: V) {
-        self.0.entry(key).or_default().insert(value);
+        let values = self.0.entry(key).or_default();
+        if let Err(at) = values.binary_search(&value) {
+            if values.is_empty() {
+                values.reserve_exact(1);
+            }
+            values.insert(at, value);
+        }
     }
 
     fn remove(&mut self, key: &K, value: &V) {
         if let Some(values) = self.0.get_mut(key) {
-            values.remove(value);
+            if let Ok(at) = values.binary_search(value) {
+                values.remove(at);
+            }
             if values.is_empty() {
                 self.0.remove(key);
             }
         }
     }
 
+    /// In order.
     fn of(&self, key: &K) -> impl Iterator<Item = &V> {
         self.0.get(key).into_iter().flatten()
     }
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;
