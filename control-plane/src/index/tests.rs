@@ -354,6 +354,7 @@ fn a_policy_that_turns_bad_stays_as_it_was() {
         |value| service("orders", spec.clone(), json!({"timeout.remora.io/request": value}));
     let mut index = index([timeout("3s")]);
     assert_eq!(index.apply([timeout("fast")]).warnings.len(), 1);
+    assert_eq!(index.apply([timeout("fast")]).warnings.len(), 0, "told once");
     let Answer::Service(snapshot) = at(&index, "10.96.0.5:80") else { panic!() };
     assert_eq!(snapshot.head.policy.timeouts.request.unwrap().as_secs(), 3);
 }
