@@ -68,7 +68,7 @@ impl Home {
     pub async fn published(&self, drain: &drain::Watch) -> Option<Roots> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
         let name = names::TRUST_BUNDLE_CONFIG_MAP;
-        let get = async || self.ask("ConfigMap", name, api.get_opt(name)).await;
+        let get = || self.ask("ConfigMap", name, api.get_opt(name));
         let config_map = persist(get, drain).await?;
         Some(config_map.map(|map| Roots::read(&map, (self.clock)())).unwrap_or_default())
     }
@@ -77,7 +77,7 @@ impl Home {
     pub async fn follow(&self, seen: mpsc::Sender<Seen>, drain: drain::Watch) {
         let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
         if !self.external {
-            let make = async || self.make_if_absent(&api).await;
+            let make = || self.make_if_absent(&api);
             if persist(make, &drain).await.is_none() {
                 return;
             }
@@ -171,10 +171,10 @@ impl Home {
 }
 
 /// Asks again, with jittered back-off, until there is an answer; `None` where draining begins before.
-async fn persist<T>(
-    mut ask: impl AsyncFnMut() -> Result<T, ApiError>,
-    drain: &drain::Watch,
-) -> Option<T> {
+async fn persist<T, F>(mut ask: impl FnMut() -> F, drain: &drain::Watch) -> Option<T>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
     let mut backoff = DefaultBackoff::default();
     loop {
         let answer = tokio::select! {
