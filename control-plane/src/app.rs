@@ -163,15 +163,21 @@ pub async fn serve(
         "control plane serving"
     );
 
-    let grpc = server::run(listener, config, discovery, identity, drain.clone());
-    let (grpc, watched, (), ()) = tokio::join!(
-        end_with(&drain, grpc),
+    let grpc = server::run(
+        listener,
+        config,
+        discovery,
+        identity,
+        server::Ages::new(fastrand::Rng::new()),
+        drain.clone(),
+    );
+    let ((), watched, (), ()) = tokio::join!(
+        grpc,
         end_with(&drain, manifests),
         renewal,
         admin::serve(admin_listener, router, drain.clone()),
     );
     drop(bundle_in_force);
-    grpc.context("gRPC server ended")?;
     watched.context("manifests cannot be watched; raise fs.inotify.max_user_instances")
 }
 

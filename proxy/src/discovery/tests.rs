@@ -59,7 +59,7 @@ struct InMemory {
 }
 
 impl client::Dial for InMemory {
-    async fn dial(&self) -> Result<Channel, ChannelError> {
+    async fn dial(&self, _: &mut fastrand::Rng) -> Result<Channel, ChannelError> {
         let down = || ChannelError::Timeout { authority: "10.0.0.9:8086".into() };
         if !self.up.load(Ordering::SeqCst) {
             return Err(down());

@@ -133,7 +133,7 @@ fn test_clock() -> UnixTime {
 struct InMemory(mpsc::Sender<std::io::Result<DuplexStream>>);
 
 impl Dial for InMemory {
-    async fn dial(&self, _: &TrustBundle) -> Result<Channel, ChannelError> {
+    async fn dial(&self, _: &TrustBundle, _: &mut fastrand::Rng) -> Result<Channel, ChannelError> {
         let down = || ChannelError::Timeout { authority: "10.0.0.9:8086".into() };
         let (near, far) = tokio::io::duplex(64 << 10);
         self.0.send(Ok(far)).await.map_err(|_| down())?;
@@ -268,6 +268,10 @@ async fn a_bad_trust_bundle_file_is_named() {
     }
 }
 
+fn rng() -> fastrand::Rng {
+    fastrand::Rng::with_seed(1)
+}
+
 fn control_plane_id() -> SpiffeId {
     SpiffeId::control_plane("cluster.local").unwrap()
 }
@@ -336,7 +340,8 @@ async fn certify_runs_over_real_tls_and_the_result_opens_the_mutual_channel() {
         certify::wall_clock,
     ));
     let material = harness.identity.wait_ready().await;
-    let channel = mutual.connect(material.grpc_config(&mutual.id).unwrap()).await.unwrap();
+    let config = material.grpc_config(&mutual.id).unwrap();
+    let channel = mutual.connect(config, &mut rng()).await.unwrap();
     let status = pb::identity_client::IdentityClient::new(channel)
         .certify(pb::CertifyRequest::default())
         .await
@@ -352,7 +357,7 @@ async fn a_control_plane_of_a_foreign_ca_is_named_and_its_roots_worth_reading_ag
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(serve_tls(listener, issuer.clone(), server_config(&issuer.ca, true)));
     let config = ca.material(&id("web")).grpc_config(&control_plane.id).unwrap();
-    let error = control_plane.connect(config).await.unwrap_err();
+    let error = control_plane.connect(config, &mut rng()).await.unwrap_err();
     assert!(
         matches!(&error, ChannelError::Tls { problem: TlsError::UnknownIssuer, .. }),
         "{error}"
@@ -371,7 +376,7 @@ async fn a_workload_that_poses_as_the_control_plane_is_refused() {
     tasks.spawn(serve_tls(listener, issuer.clone(), Arc::new(config)));
     let config =
         super::material::server_auth_config(&issuer.ca.bundle(), &control_plane.id).unwrap();
-    let error = control_plane.connect(config).await.unwrap_err();
+    let error = control_plane.connect(config, &mut rng()).await.unwrap_err();
     assert!(error.to_string().contains("/sa/thief"), "{error}");
 }
 
@@ -379,6 +384,7 @@ async fn a_workload_that_poses_as_the_control_plane_is_refused() {
 async fn a_closed_port_and_a_plaintext_server_are_told_apart() {
     let ca = TestCa::new();
     let config = || ca.material(&id("web")).grpc_config(&control_plane_id()).unwrap();
+    let rng = &mut rng();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let control_plane = control_plane_at(&listener);
     let serve = async {
@@ -386,12 +392,12 @@ async fn a_closed_port_and_a_plaintext_server_are_told_apart() {
         tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         tcp
     };
-    let (error, _tcp) = tokio::join!(control_plane.connect(config()), serve);
+    let (error, _tcp) = tokio::join!(control_plane.connect(config(), rng), serve);
     assert!(
         matches!(error.unwrap_err(), ChannelError::Tls { problem: TlsError::NotTls, .. }),
         "plaintext"
     );
     drop(listener);
-    let error = control_plane.connect(config()).await.unwrap_err();
+    let error = control_plane.connect(config(), rng).await.unwrap_err();
     assert!(error.to_string().contains("unreachable"), "{error}");
 }
