@@ -248,14 +248,14 @@ impl Candidate {
             return;
         }
         self.until = Some(until);
-        if !self.leading.send_replace(true) {
+        if self.leading.send_if_modified(|leads| !std::mem::replace(leads, true)) {
             tracing::info!(identity = self.replica.identity, "leading");
         }
     }
 
     fn step_down(&mut self, reason: &'static str) {
         self.until = None;
-        if self.leading.send_replace(false) {
+        if self.leading.send_if_modified(std::mem::take) {
             tracing::info!(identity = self.replica.identity, reason, "no longer leading");
         }
     }

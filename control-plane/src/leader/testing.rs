@@ -238,7 +238,17 @@ pub(super) fn replica(identity: &str) -> Replica {
     Replica { namespace: "remora-system".to_owned(), identity: identity.to_owned() }
 }
 
-/// A wall clock that stands still: nothing may depend on it.
+thread_local! {
+    static START: std::cell::Cell<Option<tokio::time::Instant>> =
+        const { std::cell::Cell::new(None) };
+}
+
+/// A wall clock that follows paused time, from `2027-01-15T08:00:00Z` on.
 pub(super) fn clock() -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    let passed = tokio::runtime::Handle::try_current().map_or(Duration::ZERO, |_| {
+        let start = START.get().unwrap_or_else(tokio::time::Instant::now);
+        START.set(Some(start));
+        start.elapsed()
+    });
+    UNIX_EPOCH + Duration::from_secs(1_800_000_000) + passed
 }

@@ -132,7 +132,7 @@ async fn an_old_connection_is_asked_to_go_and_takes_no_new_request() {
     let (mut stream, _requests) = watch(&channel).await;
     assert_eq!(end(&mut stream).await, Code::Aborted);
     let status = IdentityClient::new(channel).certify(CertifyRequest::default()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unknown, "{status}: the connection is gone");
+    assert_eq!(status.code(), Code::Unavailable, "{status}: the connection is gone");
     let again = server.channel().await;
     IdentityClient::new(again).certify(CertifyRequest::default()).await.unwrap();
 }

@@ -401,3 +401,53 @@ async fn a_closed_port_and_a_plaintext_server_are_told_apart() {
     let error = control_plane.connect(config(), rng).await.unwrap_err();
     assert!(error.to_string().contains("unreachable"), "{error}");
 }
+
+/// A name with both loopback addresses and a port that is free on both; `None` where the machine
+/// has but one of them.
+async fn two_addresses() -> Option<(ControlPlane, TcpListener, TcpListener)> {
+    let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = four.local_addr().unwrap().port();
+    let authority = format!("localhost:{port}");
+    let found: Vec<_> = tokio::net::lookup_host(&*authority).await.ok()?.collect();
+    if found.len() < 2 {
+        return None;
+    }
+    let six = TcpListener::bind(("::1", port)).await.ok()?;
+    let control_plane =
+        ControlPlane { authority: authority.into(), id: control_plane_id(), mark: None };
+    Some((control_plane, four, six))
+}
+
+#[tokio::test]
+async fn connections_spread_over_the_addresses_and_go_to_the_other_where_one_is_dead() {
+    let Some((control_plane, four, six)) = two_addresses().await else {
+        eprintln!("skipped: localhost has not both 127.0.0.1 and ::1");
+        return;
+    };
+    let issuer = Issuer::new();
+    let config = || issuer.ca.material(&id("web")).grpc_config(&control_plane.id).unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(serve_tls(four, issuer.clone(), server_config(&issuer.ca, true)));
+    // Takes connections and says nothing: the one that is dead.
+    let silent = Arc::new(AtomicUsize::new(0));
+    let taken = silent.clone();
+    let dead = tasks.spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((tcp, _)) = six.accept().await {
+            taken.fetch_add(1, Ordering::SeqCst);
+            open.push(tcp);
+        }
+    });
+    let mut rng = rng();
+    let rounds = 12;
+    for _ in 0..rounds {
+        control_plane.connect(config(), &mut rng).await.unwrap();
+    }
+    let dead_first = silent.load(Ordering::SeqCst);
+    assert!((1..rounds).contains(&dead_first), "{dead_first} of {rounds} began with the dead one");
+    // One that refuses costs nothing.
+    dead.abort();
+    for _ in 0..rounds {
+        control_plane.connect(config(), &mut rng).await.unwrap();
+    }
+}

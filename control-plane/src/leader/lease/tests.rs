@@ -88,7 +88,7 @@ fn start(fake: &Arc<Fake>, name: &str, seed: u64) -> Running {
     let (drain, watch) = Drain::new();
     let rng = fastrand::Rng::with_seed(seed);
     let (leads, task) = hold(fake.client(), replica(name), clock, rng, watch.clone());
-    let task = tokio::spawn(async move { drop(watch.track(task).await) });
+    let task = tokio::spawn(async move { watch.track(task).await.unwrap_or_default() });
     Running { leads, drain, task }
 }
 
@@ -201,7 +201,7 @@ async fn a_lease_taken_by_another_ends_leading_at_the_next_look() {
 /// Requests that are slow, refused, or done though the answer is lost; replicas that come and go.
 #[tokio::test(start_paused = true)]
 async fn there_are_never_two_leaders_and_there_is_one_again_when_the_faults_end() {
-    for seed in 0..40 {
+    for seed in 0..10 {
         let fake = Fake::new();
         let mut chance = fastrand::Rng::with_seed(seed);
         fake.faults(move |_: &Method, _: &str| {
@@ -216,7 +216,7 @@ async fn there_are_never_two_leaders_and_there_is_one_again_when_the_faults_end(
         });
         let mut rng = fastrand::Rng::with_seed(1000 + seed);
         let mut running: Vec<Running> = Vec::new();
-        for round in 0..400_u64 {
+        for round in 0..300_u64 {
             if running.len() < 3 {
                 running.push(start(&fake, &format!("r{round}"), rng.u64(..)));
             }
