@@ -32,7 +32,7 @@ impl Default for Settings {
     fn default() -> Self {
         let version = env!("CARGO_PKG_VERSION");
         Self {
-            proxy_image: format!("ghcr.io/remora-io/proxy:{version}"),
+            proxy_image: format!("ghcr.io/remora-io/remora:{version}"),
             proxy_version: version.to_owned(),
             control_plane: format!(
                 "remora-control-plane.{SYSTEM_NAMESPACE}.svc.{CLUSTER_DOMAIN}:{}",

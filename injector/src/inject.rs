@@ -32,6 +32,8 @@ pub const INIT_CONTAINER: &str = "remora-init";
 /// Name of the proxy's container.
 pub const PROXY_CONTAINER: &str = "remora-proxy";
 
+/// The image holds all programs of the mesh.
+const PROGRAM: &str = "/remora-proxy";
 const TOKEN_VOLUME: &str = "remora-identity-token";
 const TOKEN_DIR: &str = "/var/run/remora/identity";
 const TOKEN_FILE: &str = "token";
@@ -144,6 +146,7 @@ fn init_container(proxy: &ProxySettings, settings: &Settings) -> Container {
     Container {
         name: INIT_CONTAINER.to_owned(),
         image: Some(settings.proxy_image.clone()),
+        command: Some(vec![PROGRAM.to_owned()]),
         args: Some(args),
         resources: resources(&proxy.resources),
         // nf_tables asks for this one capability, and for it to be effective: hence root.
@@ -162,6 +165,7 @@ fn proxy_container(proxy: &ProxySettings, settings: &Settings) -> Container {
     Container {
         name: PROXY_CONTAINER.to_owned(),
         image: Some(settings.proxy_image.clone()),
+        command: Some(vec![PROGRAM.to_owned()]),
         args: Some(vec![
             format!("--workers={}", proxy.resources.workers()),
             format!("--shutdown-grace-period={}", duration(proxy.shutdown_grace_period)),

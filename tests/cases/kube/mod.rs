@@ -2,5 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
+mod cluster;
 mod double;
 mod fidelity;
+mod injector;

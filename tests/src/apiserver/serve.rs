@@ -335,19 +335,20 @@ fn response(answer: Answer) -> Response<Body> {
 
 fn refused(refusal: Refusal) -> Response<Body> {
     let code = refusal.code();
-    let (mut response, retry_after) = match refusal {
+    let (mut response, retry_after, sniff) = match refusal {
         Refusal::Status { body, .. } => {
-            let retry_after = body["details"]["retryAfterSeconds"].as_u64();
-            (headed(code, "application/json", full(format!("{body}"))), retry_after)
+            let details = &body["details"];
+            // The authorizer's answer, not an admission plugin's.
+            let sniff = code == StatusCode::FORBIDDEN && details["causes"].is_null();
+            let retry_after = details["retryAfterSeconds"].as_u64();
+            (headed(code, "application/json", full(body.to_string())), retry_after, sniff)
         }
         Refusal::Text { text, retry_after, .. } => {
             let body = full(format!("{text}\n"));
-            (headed(code, "text/plain; charset=utf-8", body), retry_after)
+            (headed(code, "text/plain; charset=utf-8", body), retry_after, true)
         }
     };
-    if code == StatusCode::FORBIDDEN
-        || response.headers()[header::CONTENT_TYPE] != "application/json"
-    {
+    if sniff {
         let value = HeaderValue::from_static("nosniff");
         response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, value);
     }
