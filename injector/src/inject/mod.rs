@@ -98,12 +98,13 @@ fn announce(template: &Value, probes: &[ProxiedProbe]) -> Vec<PatchOperation> {
     }
 }
 
-/// The value of [`env::PROBES`].
+/// The value of [`env::PROBES`]. A dollar is written as JSON's escape: in a variable's value,
+/// Kubernetes takes `$(NAME)` for a reference.
 fn handlers(known: Option<&str>, probes: &[ProxiedProbe]) -> String {
     let known = known.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
     let mut all: BTreeMap<String, Value> = known.into_iter().flatten().collect();
     all.extend(probes.iter().map(|probe| (probe.path.clone(), probe.handler.clone())));
-    json!(all).to_string()
+    json!(all).to_string().replace('$', "\\u0024")
 }
 
 fn sidecar(template: &Value, plan: &Plan, settings: &Settings) -> Vec<PatchOperation> {
@@ -276,6 +277,18 @@ mod tests {
             probes_of(&after["spec"]["initContainers"][1]),
             json!({ "/probe/db/liveness": { "tcpSocket": { "port": 5432 } } })
         );
+    }
+
+    #[test]
+    fn what_looks_like_a_reference_stays_as_it_is() {
+        let headers = json!([{ "name": "X", "value": "$(REMORA_LOG)$$" }]);
+        let get = json!({ "port": 1, "scheme": "HTTPS", "httpHeaders": headers });
+        let probe = json!({ "httpGet": get });
+        let before = pod(json!({ "containers": [{ "name": "app", "livenessProbe": probe }] }));
+        let after = json_of(&inject(&before, &plan_for(&before, &[]), &Settings::default()));
+        let proxy = &after["spec"]["initContainers"][1];
+        assert!(!proxy["env"].to_string().contains('$'));
+        assert_eq!(probes_of(proxy)["/probe/app/liveness"], probe);
     }
 
     fn probes_of(container: &Value) -> Value {
