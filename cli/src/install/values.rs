@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, io, path::PathBuf, str::FromStr};
 
 use remora_core::spiffe::SpiffeId;
 use remora_injector::proxy_settings::Quantity;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::Value;
 
 use super::template;
@@ -15,7 +15,7 @@ pub(super) const DEFAULTS: &str = include_str!("../../../deploy/values.yaml");
 
 /// Choices that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ValuesError {
+pub enum ValuesError {
     /// The file cannot be read.
     #[error("--values {}: cannot read it: {source}", file.display())]
     Read {
@@ -90,10 +90,10 @@ pub(super) struct Values {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Proxy {
-    cpu_request: String,
-    cpu_limit: String,
-    memory_request: String,
-    memory_limit: String,
+    cpu_request: Amount,
+    cpu_limit: Amount,
+    memory_request: Amount,
+    memory_limit: Amount,
     log_level: String,
 }
 
@@ -109,9 +109,23 @@ struct Program {
 #[serde(default, deny_unknown_fields)]
 struct Resources {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    requests: BTreeMap<String, String>,
+    requests: BTreeMap<String, Amount>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    limits: BTreeMap<String, String>,
+    limits: BTreeMap<String, Amount>,
+}
+
+/// A quantity, which YAML takes for a number where it is a bare one: `cpu: 1`.
+#[derive(Debug, Clone, Serialize)]
+struct Amount(String);
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(text)),
+            Value::Number(number) => Ok(Self(number.to_string())),
+            other => Err(D::Error::custom(format!("{other} is no quantity"))),
+        }
+    }
 }
 
 /// When the kubelet pulls the image.
@@ -255,7 +269,7 @@ impl Values {
             ("proxy.memoryRequest", &self.proxy.memory_request),
             ("proxy.memoryLimit", &self.proxy.memory_limit),
         ] {
-            if !text.is_empty() {
+            if !text.0.is_empty() {
                 quantity(name, text)?;
             }
         }
@@ -278,8 +292,10 @@ impl Program {
     }
 }
 
-fn quantity(name: &'static str, text: &str) -> Result<(), ValuesError> {
-    Quantity::from_str(text).map(drop).map_err(|problem| ValuesError::Unusable { name, problem })
+fn quantity(name: &'static str, amount: &Amount) -> Result<(), ValuesError> {
+    Quantity::from_str(&amount.0)
+        .map(drop)
+        .map_err(|problem| ValuesError::Unusable { name, problem })
 }
 
 fn is_dns_name(text: &str) -> bool {
