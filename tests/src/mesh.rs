@@ -245,14 +245,14 @@ impl Mesh {
     /// Where it does not come up.
     pub async fn start_plane(&mut self) {
         let admin = self.plane_admin();
-        let manifests = vec![self.dir.path().join("objects/manifests")];
+        let objects = vec![self.dir.path().join("objects/manifests")];
         let args = remora_control_plane::Args {
             ca_dir: Some(self.dir.path().join("ca")),
             trust_bundle_out: Some(self.bundle()),
             listen: self.plane_addr(),
             admin_listen: admin,
             leaf_lifetime: self.leaf_lifetime,
-            ..remora_control_plane::Args::local(manifests, self.dir.path().join("tokens"))
+            ..remora_control_plane::Args::local(objects, self.dir.path().join("tokens"))
         };
         let stop = CancellationToken::new();
         let stopping = stop.clone();
@@ -342,8 +342,6 @@ impl Mesh {
             workers: Some(self.workers),
             mark: None,
             shutdown_grace_period: self.grace,
-            shutdown_linger: Duration::ZERO,
-            probes: Default::default(),
             snapshot: None,
             outbound_service: (ENTRY_PORT..).zip(calls).map(entry).collect(),
             inbound_forward: if pod.meshed { vec![forward] } else { Vec::new() },

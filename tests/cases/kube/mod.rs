@@ -5,4 +5,7 @@
 mod cluster;
 mod double;
 mod fidelity;
+mod identity;
 mod injector;
+mod plane;
+mod shop;
