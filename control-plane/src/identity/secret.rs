@@ -146,7 +146,11 @@ impl Home {
         };
         if self.ask("Secret", name, made).await? {
             let namespace = &self.namespace;
-            tracing::info!(namespace, name, "made a root for the mesh; keep a backup of the Secret");
+            tracing::info!(
+                namespace,
+                name,
+                "made a root for the mesh; keep a backup of the Secret"
+            );
         }
         Ok(())
     }
@@ -197,8 +201,7 @@ where
 
 fn mended(error: &ApiError) -> String {
     match error {
-        ApiError::Api { error: source, .. }
-            if matches!(&**source, kube::Error::Api(status) if status.code == 403) =>
+        ApiError::Api { error: source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 403) =>
         {
             format!("{error}; give the control plane's ServiceAccount the Role of `remora install`")
         }
@@ -258,4 +261,3 @@ fn fresh(trust_domain: &str, now: SystemTime) -> Result<Secret, rcgen::Error> {
         ..Secret::default()
     })
 }
-
