@@ -126,7 +126,7 @@ impl ControlPlane {
     }
 
     /// The first of `addresses` that takes the connection, in an order by chance.
-    pub(super) async fn dial_any(
+    pub(crate) async fn dial_any(
         &self,
         mut addresses: Vec<SocketAddr>,
         config: Arc<ClientConfig>,
