@@ -62,6 +62,10 @@ pub struct Proxy {
     pub namespace: String,
     /// Its pod.
     pub pod: String,
+    /// Its node; empty if unknown.
+    pub node: String,
+    /// Its zone, that of its node where it says none itself; empty if unknown.
+    pub zone: String,
     /// What it proved to be.
     pub identity: String,
     /// Its version.
@@ -119,6 +123,12 @@ impl State {
     pub fn proxies(&self, now: Instant) -> Vec<Proxy> {
         let mut all: Vec<Proxy> =
             self.streams.lock().values().map(|stream| stream.describe(now)).collect();
+        let index = self.index.read();
+        for proxy in &mut all {
+            let (namespace, pod) = (proxy.namespace.clone(), proxy.pod.clone());
+            let (node, zone) = (proxy.node.clone(), std::mem::take(&mut proxy.zone));
+            proxy.zone = index.zone_of(&Caller { namespace, pod, node, zone }).to_string();
+        }
         all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         all
     }

@@ -33,8 +33,7 @@ pub(super) const MAX_SUBSCRIPTIONS: usize = 10_000 + 1;
 /// What others see of a stream, and how they tell it that something changed.
 #[derive(Debug)]
 pub(super) struct Shared {
-    namespace: String,
-    pod: String,
+    caller: Caller,
     identity: String,
     version: String,
     due: Mutex<Due>,
@@ -62,8 +61,7 @@ struct Unacked {
 impl Shared {
     pub(super) fn new(caller: &Caller, identity: &SpiffeId, version: String) -> Self {
         Self {
-            namespace: caller.namespace.clone(),
-            pod: caller.pod.clone(),
+            caller: caller.clone(),
             identity: identity.to_string(),
             version,
             due: Mutex::new(Due::default()),
@@ -93,8 +91,10 @@ impl Shared {
         let oldest = due.unacked.values().map(|unacked| unacked.oldest.1).chain(unsent).min();
         let due_only = due.since.keys().filter(|id| !due.unacked.contains_key(id)).count();
         Proxy {
-            namespace: self.namespace.clone(),
-            pod: self.pod.clone(),
+            namespace: self.caller.namespace.clone(),
+            pod: self.caller.pod.clone(),
+            node: self.caller.node.clone(),
+            zone: self.caller.zone.clone(),
             identity: self.identity.clone(),
             version: self.version.clone(),
             subscriptions: due.subscriptions,

@@ -295,3 +295,54 @@ pub(super) fn read_of_pods(key: &str) -> bool {
     ]
     .contains(&key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn slice(object: Value) -> EndpointSlice {
+        let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+        (&object).into()
+    }
+
+    fn meta() -> Value {
+        json!({"name": "s", "namespace": "shop", "labels": {"kubernetes.io/service-name": "cart"}})
+    }
+
+    #[test]
+    fn a_slice_without_endpoints_says_null_and_is_empty() {
+        let empty = slice(
+            json!({"metadata": meta(), "addressType": "IPv4", "endpoints": null, "ports": null}),
+        );
+        assert_eq!((&*empty.service, empty.ports.len(), empty.endpoints.len()), ("cart", 0, 0));
+    }
+
+    #[test]
+    fn unknown_conditions_count_as_ready_and_serving() {
+        let endpoints =
+            json!([{"addresses": ["10.0.0.1"], "conditions": {}}, {"addresses": ["10.0.0.2"]}]);
+        let slice =
+            slice(json!({"metadata": meta(), "addressType": "IPv4", "endpoints": endpoints}));
+        assert!(slice.endpoints.iter().all(|e| e.ready && e.serving && !e.terminating));
+    }
+
+    #[test]
+    fn slices_of_host_names_and_of_no_service_belong_to_none() {
+        let names = json!({"metadata": meta(), "addressType": "FQDN", "endpoints": [{"addresses": ["a.example"]}]});
+        assert_eq!(&*slice(names).service, "");
+        let loose = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": []});
+        assert_eq!(&*slice(loose).service, "");
+    }
+
+    #[test]
+    fn annotations_of_others_are_not_kept() {
+        let object: core::Namespace = serde_json::from_value(json!({"metadata": {"name": "shop",
+            "annotations": {"remora.io/inject": "enabled", "config.remora.io/opaque-ports": "1",
+                "kubectl.kubernetes.io/last-applied-configuration": "{}", "notremora.io/x": "1"}}}))
+        .unwrap();
+        let kept = Namespace::from(&object).meta.annotations;
+        assert_eq!(kept.find("remora.io/inject"), Some("enabled"));
+        assert_eq!(kept.to_map().len(), 2);
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{self as core, Container, Probe},
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use remora_core::names::{PROXY_CONTAINER, annotations, ports};
 
@@ -88,7 +88,6 @@ impl Pod {
         ips.sort_unstable();
         ips.dedup();
         let account = spec.service_account_name.as_deref().filter(|name| !name.is_empty());
-        let owner = meta.owner_references.iter().flatten().find(|o| o.controller == Some(true));
         let zone = meta.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
         Self {
             meta: Meta::of(meta, read_of_pods),
@@ -98,7 +97,7 @@ impl Pod {
                 .annotations
                 .as_ref()
                 .is_some_and(|all| all.contains_key(annotations::INJECTED)),
-            owner: owner.map(|o| format!("{}/{}", o.kind, o.name)).unwrap_or_default().into(),
+            owner: owner(meta).into(),
             node: spec.node_name.as_deref().unwrap_or_default().into(),
             zone: zone.map_or("", String::as_str).into(),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
@@ -107,6 +106,23 @@ impl Pod {
             created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
             ports: inbound_ports(spec),
         }
+    }
+}
+
+/// Who made the pod, in the words of whoever wrote it: a ReplicaSet is its Deployment's, which calls
+/// it by its own name and the hash that is also on the pod.
+fn owner(meta: &ObjectMeta) -> String {
+    let owners = meta.owner_references.iter().flatten();
+    let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
+        return String::new();
+    };
+    let hash = meta.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
+    let deployment = hash
+        .filter(|_| owner.kind == "ReplicaSet")
+        .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+    match deployment {
+        Some(name) => format!("Deployment/{name}"),
+        None => format!("{}/{}", owner.kind, owner.name),
     }
 }
 
@@ -175,4 +191,82 @@ fn knocked(container: &Container) -> Vec<(Port<'_>, String)> {
         (port, format!("/{}", path.strip_prefix('/').unwrap_or(path)))
     });
     http.chain(grpc.map(|grpc| (Port::Number(grpc.port), GRPC_HEALTH.to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(annotations: Value, spec: Value) -> Pod {
+        let object = json!({"metadata": {"name": "p", "annotations": annotations}, "spec": spec});
+        Pod::running(&serde_json::from_value(object).unwrap())
+    }
+
+    /// Ports and paths in one line each.
+    fn ports_of(containers: Value) -> Vec<String> {
+        let pod = pod(json!({}), json!({"containers": containers}));
+        pod.ports
+            .iter()
+            .map(|port| format!("{} {}", port.number, port.probe_paths.join(",")))
+            .collect()
+    }
+
+    #[test]
+    fn only_a_container_that_stays_makes_a_sidecar_and_only_with_the_annotation() {
+        let ours = json!({"remora.io/proxy-version": "1"});
+        let app = json!([{"name": "app"}]);
+        let native = json!([{"name": "remora-proxy", "restartPolicy": "Always"}]);
+        let has = |annotations: &Value, spec: Value| pod(annotations.clone(), spec).sidecar;
+        assert!(has(&ours, json!({"containers": app, "initContainers": native})));
+        assert!(has(&ours, json!({"containers": [{"name": "remora-proxy"}, {"name": "app"}]})));
+        assert!(!has(&ours, json!({"containers": app})), "anyone may write an annotation");
+        assert!(!has(&json!({}), json!({"containers": app, "initContainers": native})));
+        let ends = json!([{"name": "remora-proxy"}]);
+        assert!(!has(&ours, json!({"containers": app, "initContainers": ends})));
+        let on_host = json!({"containers": app, "initContainers": native, "hostNetwork": true});
+        assert!(!has(&ours, on_host));
+    }
+
+    #[test]
+    fn what_the_kubelet_asks_over_http_is_open_whatever_asks() {
+        let container = json!({
+            "name": "app",
+            "ports": [{"name": "web", "containerPort": 8080}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}],
+            "livenessProbe": {"httpGet": {"path": "healthz?full=1", "port": "web"}},
+            "readinessProbe": {"grpc": {"port": 9000}},
+            "startupProbe": {"tcpSocket": {"port": 7000}},
+            "lifecycle": {
+                "postStart": {"httpGet": {"path": "/warm", "port": 8080}},
+                "preStop": {"httpGet": {"port": 8081}},
+            },
+        });
+        assert_eq!(
+            ports_of(json!([container])),
+            ["8080 /healthz,/warm", "8081 /", "9000 /grpc.health.v1.Health/Check"]
+        );
+    }
+
+    #[test]
+    fn probes_that_the_proxy_answers_and_the_proxys_own_ports_are_not_the_applications() {
+        let probe = |path| json!({"httpGet": {"path": path, "port": 4191}});
+        let containers = json!([
+            {"name": "remora-proxy", "ports": [{"containerPort": 4143}], "readinessProbe": probe("/ready")},
+            {"name": "app", "ports": [{"containerPort": 80}], "livenessProbe": probe("/probe/app/liveness")},
+        ]);
+        assert_eq!(ports_of(containers), ["80 "]);
+    }
+
+    #[test]
+    fn a_pod_of_a_deployment_says_so_and_others_name_their_controller() {
+        let owner = |kind: &str, name: &str, hash: &str| {
+            let meta = json!({"labels": {"pod-template-hash": hash}, "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "Other", "name": "x", "uid": ""},
+                {"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "", "controller": true}]});
+            super::owner(&serde_json::from_value(meta).unwrap())
+        };
+        assert_eq!(owner("ReplicaSet", "cart-5f5f96b85", "5f5f96b85"), "Deployment/cart");
+        assert_eq!(owner("ReplicaSet", "by-hand", "5f5f96b85"), "ReplicaSet/by-hand");
+        assert_eq!(owner("StatefulSet", "db", "5f5f96b85"), "StatefulSet/db");
+    }
 }

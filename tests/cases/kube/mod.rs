@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
+mod cluster;
 mod double;
 mod fidelity;
+mod identity;
+mod injector;
+mod plane;
+mod shop;

@@ -54,6 +54,7 @@ impl Kind {
                 "nodeInfo": {"machineID": "", "systemUUID": "", "bootID": "", "kernelVersion": "",
                     "osImage": "", "containerRuntimeVersion": "", "kubeletVersion": "",
                     "kubeProxyVersion": "", "operatingSystem": "", "architecture": ""}}}),
+            "networkpolicies" => json!({"spec": {"podSelector": {}}}),
             _ => json!({}),
         };
         if let (Some(object), Value::Object(rest)) = (object.as_object_mut(), rest) {

@@ -89,8 +89,9 @@ async fn respond(
     let asked = target.asked(&user, &head.method, &query);
     strike(shared, &target, &asked, verdict).await?;
     {
-        let state = shared.state.lock();
+        let mut state = shared.state.lock();
         if state.rbac && !access::allowed(&state.store, &asked) {
+            state.refused.insert(asked.clone());
             return Err(status::forbidden(target.kind, &asked, &user));
         }
     }
@@ -245,6 +246,9 @@ async fn strike_review(
     };
     shared.changed.send_modify(|count| *count += 1);
     if fault == Some(Fault::Forbidden) || !allowed {
+        if !allowed {
+            shared.state.lock().refused.insert(asked.clone());
+        }
         let kind = super::kinds::Kind {
             group,
             version: "v1",
@@ -335,19 +339,20 @@ fn response(answer: Answer) -> Response<Body> {
 
 fn refused(refusal: Refusal) -> Response<Body> {
     let code = refusal.code();
-    let (mut response, retry_after) = match refusal {
+    let (mut response, retry_after, sniff) = match refusal {
         Refusal::Status { body, .. } => {
-            let retry_after = body["details"]["retryAfterSeconds"].as_u64();
-            (headed(code, "application/json", full(format!("{body}"))), retry_after)
+            let details = &body["details"];
+            // The authorizer's answer, not an admission plugin's.
+            let sniff = code == StatusCode::FORBIDDEN && details["causes"].is_null();
+            let retry_after = details["retryAfterSeconds"].as_u64();
+            (headed(code, "application/json", full(body.to_string())), retry_after, sniff)
         }
         Refusal::Text { text, retry_after, .. } => {
             let body = full(format!("{text}\n"));
-            (headed(code, "text/plain; charset=utf-8", body), retry_after)
+            (headed(code, "text/plain; charset=utf-8", body), retry_after, true)
         }
     };
-    if code == StatusCode::FORBIDDEN
-        || response.headers()[header::CONTENT_TYPE] != "application/json"
-    {
+    if sniff {
         let value = HeaderValue::from_static("nosniff");
         response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, value);
     }

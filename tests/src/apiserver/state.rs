@@ -1,7 +1,7 @@
 //! What the double is made of, behind one lock.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     net::SocketAddr,
     sync::Arc,
@@ -21,6 +21,8 @@ use super::{
 
 /// Requests remembered.
 const LOG: usize = 100_000;
+/// Admission requests remembered.
+const ADMISSIONS: usize = 1000;
 /// Bookmarks of a watch come so often.
 const BOOKMARKS: Duration = Duration::from_secs(60);
 
@@ -41,6 +43,10 @@ pub(super) struct State {
     pub(super) rbac: bool,
     pub(super) rules: Vec<Rule>,
     pub(super) asked: VecDeque<Asked>,
+    /// What the roles did not allow.
+    pub(super) refused: BTreeSet<Asked>,
+    /// Webhooks called, and the requests they got.
+    pub(super) admissions: VecDeque<(String, Value)>,
     /// Kinds of the open watches.
     pub(super) open_watches: Vec<&'static Kind>,
     /// How often watches were cut, and how the last time.
@@ -69,6 +75,8 @@ impl State {
             rbac: false,
             rules: Vec::new(),
             asked: VecDeque::new(),
+            refused: BTreeSet::new(),
+            admissions: VecDeque::new(),
             open_watches: Vec::new(),
             cuts: 0,
             cut: Cut::Clean,
@@ -101,6 +109,14 @@ impl State {
             0x8000 | ((b >> 48) & 0x3fff),
             b & 0xffff_ffff_ffff
         )
+    }
+
+    /// Remembers a call of a webhook.
+    pub(super) fn admitted(&mut self, webhook: &str, request: &Value) {
+        if self.admissions.len() == ADMISSIONS {
+            self.admissions.pop_front();
+        }
+        self.admissions.push_back((webhook.to_owned(), request.clone()));
     }
 
     pub(super) fn log(&mut self, asked: Asked) {

@@ -82,6 +82,7 @@ pub(super) fn created(
     if metadata["managedFields"].is_null() {
         patch::own_changes(None, &mut object, &writer.manager, &writer.time);
     }
+    prune(&mut object["metadata"]);
     Ok(if dry_run { object } else { store.insert(id, object) })
 }
 
@@ -114,10 +115,10 @@ pub(super) fn replaced(
         }));
     }
     let current = store.object(&id).ok_or_else(|| status::not_found(kind, &id.name))?.clone();
+    valid(kind, &object)?;
     if kind.plural == "leases" && version_of(&object).is_none() {
         return Err(status::needs_version(kind, &id.name));
     }
-    valid(kind, &object)?;
     defaults::fill(kind, &mut object, &writer.suffix);
     updated(store, target, &current, object, Some(writer), dry_run)
 }
@@ -182,7 +183,10 @@ fn apply(
     let draft = drafted(store, target, &body, writer)?;
     let owned = patch::applied(None, &body, manager, force, &writer.time)?;
     let mut object = draft;
-    object["metadata"]["managedFields"] = owned["metadata"]["managedFields"].clone();
+    object["metadata"]["managedFields"] = match &owned["metadata"]["managedFields"] {
+        Value::Null => json!([]),
+        owned => owned.clone(),
+    };
     created(store, kind, object, writer, query.dry_run()).map(|object| (object, true))
 }
 

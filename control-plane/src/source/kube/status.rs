@@ -11,6 +11,9 @@ use crate::source::Kind;
 pub(super) const KINDS: [Kind; 5] =
     [Kind::Namespace, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod];
 
+/// How often a failure that goes on is logged.
+const REPEAT: Duration = Duration::from_secs(60);
+
 /// How the watches of all kinds go. Shared with whoever shows it.
 #[derive(Debug, Default)]
 pub struct Status {
@@ -21,7 +24,7 @@ pub struct Status {
 #[derive(Debug, Clone, Default)]
 pub struct KindStatus {
     /// Objects that are known.
-    pub objects: u64,
+    pub objects: usize,
     /// Complete lists so far; more than one where the API has forgotten what followed the last.
     pub lists: u64,
     /// Failed requests and broken watches so far.
@@ -30,6 +33,8 @@ pub struct KindStatus {
     pub failing: Option<String>,
     /// When the API last said anything of this kind, a bookmark included.
     heard: Option<Instant>,
+    /// When the failure that goes on was last logged.
+    logged: Option<Instant>,
 }
 
 impl KindStatus {
@@ -62,7 +67,53 @@ impl Status {
         })
     }
 
-    pub(super) fn update(&self, kind: Kind, change: impl FnOnce(&mut KindStatus)) {
+    /// A list is complete.
+    pub(super) fn listed(&self, kind: Kind, objects: usize, now: Instant) {
+        self.update(kind, now, |status| {
+            if status.lists == 0 {
+                tracing::info!(kind = plural(kind), objects, "first list complete");
+            }
+            status.lists += 1;
+            status.objects = objects;
+        });
+    }
+
+    /// The API has said something on a watch.
+    pub(super) fn heard(&self, kind: Kind, now: Instant) {
+        self.update(kind, now, |_| {});
+    }
+
+    /// So many are known now.
+    pub(super) fn has(&self, kind: Kind, objects: usize) {
+        self.change(kind, |status| status.objects = objects);
+    }
+
+    /// A request or a watch has failed; `problem` says what and the mend. Logged at once and, while
+    /// it goes on, every [`REPEAT`].
+    pub(super) fn failed(&self, kind: Kind, problem: String, now: Instant) {
+        self.change(kind, |status| {
+            status.errors += 1;
+            let due = status.logged.is_none_or(|logged| now - logged >= REPEAT);
+            if due {
+                status.logged = Some(now);
+                tracing::warn!("{problem}");
+            }
+            status.failing = Some(problem);
+        });
+    }
+
+    fn update(&self, kind: Kind, now: Instant, change: impl FnOnce(&mut KindStatus)) {
+        self.change(kind, |status| {
+            status.heard = Some(now);
+            if status.failing.take().is_some() {
+                status.logged = None;
+                tracing::info!(kind = plural(kind), "the API answers again");
+            }
+            change(status);
+        });
+    }
+
+    fn change(&self, kind: Kind, change: impl FnOnce(&mut KindStatus)) {
         if let Some(at) = KINDS.iter().position(|known| *known == kind) {
             change(&mut self.kinds.lock()[at]);
         }

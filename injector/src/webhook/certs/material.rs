@@ -73,7 +73,7 @@ impl Material {
     ///
     /// # Errors
     /// Where the library fails.
-    pub(super) fn make(
+    pub(crate) fn make(
         names: &[String],
         previous: &[CertificateDer<'static>],
         now: SystemTime,
@@ -122,7 +122,7 @@ impl Material {
     ///
     /// # Errors
     /// Names what is missing or wrong.
-    pub(super) fn read(
+    pub(crate) fn read(
         secret: &Secret,
         names: &[String],
         now: SystemTime,
@@ -158,7 +158,7 @@ impl Material {
     }
 
     /// The Secret that holds it.
-    pub(super) fn secret(&self, namespace: &str, resource_version: Option<String>) -> Secret {
+    pub(crate) fn secret(&self, namespace: &str, resource_version: Option<String>) -> Secret {
         let chain = pem(&self.certified.cert);
         let data = BTreeMap::from([
             (CERTIFICATE.to_owned(), ByteString(chain.into_bytes())),
@@ -186,7 +186,7 @@ impl Material {
     ///
     /// # Errors
     /// Where the library does not take it.
-    pub(super) fn server_config(&self) -> Result<ServerConfig, MaterialError> {
+    pub(crate) fn server_config(&self) -> Result<ServerConfig, MaterialError> {
         let resolver: Arc<dyn ResolvesServerCert> =
             Arc::new(SingleCertAndKey::from(Arc::clone(&self.certified)));
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -206,29 +206,29 @@ impl Material {
     }
 
     /// The root that proves the leaf.
-    pub(super) fn root(&self) -> Option<&CertificateDer<'static>> {
+    pub(crate) fn root(&self) -> Option<&CertificateDer<'static>> {
         self.roots.first()
     }
 
     /// When it was made.
-    pub(super) fn made(&self) -> SystemTime {
+    pub(crate) fn made(&self) -> SystemTime {
         self.not_before + SKEW
     }
 
     /// End of its validity.
-    pub(super) fn expires(&self) -> SystemTime {
+    pub(crate) fn expires(&self) -> SystemTime {
         self.not_after
     }
 
     /// When to make the next: at two thirds of its life, and also where the clock has gone back to
     /// before its beginning.
-    pub(super) fn is_due(&self, now: SystemTime) -> bool {
+    pub(crate) fn is_due(&self, now: SystemTime) -> bool {
         let life = self.not_after.duration_since(self.made()).unwrap_or_default();
         now >= self.made() + life * 2 / 3 || now < self.not_before
     }
 
     /// Whether both hold the same leaf.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.certified.cert == other.certified.cert && self.roots == other.roots
     }
 }

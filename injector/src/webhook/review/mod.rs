@@ -155,7 +155,7 @@ impl Reviewer {
                         allowed: Ok(Some(ByteString(patch))),
                         warnings: plan.warnings,
                         result: "inject",
-                        reason: "",
+                        reason: "injected",
                     },
                     Err(error) => Verdict::refused(
                         500,
