@@ -198,7 +198,8 @@ impl Roots {
 /// A certificate in PEM.
 #[must_use]
 pub fn pem(certificate: &CertificateDer<'_>) -> String {
-    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.as_ref()), lines)
 }
 
 /// The longest time for which a leaf can be alive after a replica has seen that its root is gone from
