@@ -259,3 +259,6 @@ fn fresh(trust_domain: &str, now: SystemTime) -> Result<Secret, rcgen::Error> {
     })
 }
 
+
+#[cfg(test)]
+mod tests;
