@@ -199,24 +199,6 @@ fn what_a_config_map_says_is_bounded_and_never_in_the_future() {
     assert_eq!(read.root(Fingerprint::of(&root(0))).unwrap().until, None);
 }
 
-#[test]
-fn merging_keeps_the_longer_of_two_memories() {
-    let mut one = begin(0, Roots::default(), start());
-    one.offer(authority(1, &[]), start()).unwrap();
-    let other = begin(1, Roots::default(), start() + SECOND);
-    for merged in [
-        bundle::merge(one.roots(), other.roots()),
-        bundle::merge(other.roots(), one.roots()),
-    ] {
-        assert_eq!(merged.len(), 2);
-        let first = merged.root(Fingerprint::of(&root(0))).unwrap();
-        assert_eq!(first.until, one.roots().root(Fingerprint::of(&root(0))).unwrap().until);
-        let second = merged.root(Fingerprint::of(&root(1))).unwrap();
-        let since = start() + SECOND - OVERLAP;
-        assert_eq!((second.since, second.until), (since, None));
-    }
-}
-
 /// What happens in the world outside.
 #[derive(Debug, Clone)]
 enum Step {
