@@ -2,8 +2,10 @@
 //!
 //! - [`programs`] the table of subcommands, the only place that knows all programs;
 //! - [`up`] a directory of Kubernetes manifests brought to life on this machine;
+//! - [`install`] the objects of an installation in a cluster, and their removal;
 //! - [`demo`] the story that shows what the mesh does, told on `up`.
 
 pub mod demo;
+pub mod install;
 pub mod programs;
 pub mod up;

@@ -46,6 +46,8 @@ pub mod ports {
     pub const CONTROL_PLANE_ADMIN: u16 = 9990;
     /// Webhook of the injector.
     pub const INJECTOR: u16 = 8443;
+    /// The node's agent that writes redirect rules for pods that may not.
+    pub const REDIRECT_AGENT: u16 = 4193;
     /// Admin HTTP of the injector.
     pub const INJECTOR_ADMIN: u16 = 9995;
 }

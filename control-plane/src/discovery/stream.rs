@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use remora_core::{drain, spiffe::SpiffeId};
+use remora_core::spiffe::SpiffeId;
 use remora_proto::v1::{
     self as pb, TrustBundle, WatchRequest, WatchResponse, subscribe, watch_request::Kind,
 };
@@ -15,12 +15,16 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{Proxy, State, wire};
-use crate::index::{
-    SubscriberId,
-    answer::{Answer, Caller, Target},
+use crate::{
+    index::{
+        SubscriberId,
+        answer::{Answer, Caller, Target},
+    },
+    server,
 };
 
 /// Most targets of one proxy, which keeps as many, and one subscription to its own inbound policy.
@@ -172,13 +176,13 @@ impl Stream {
         Self { state, number, shared, caller: Arc::new(caller), open: HashMap::new() }
     }
 
-    /// Serves until the proxy leaves, the drain begins, or the proxy breaks the contract.
+    /// Serves until the proxy leaves, its connection is asked to go, or the proxy breaks the contract.
     pub(super) async fn run(
         &mut self,
         requests: &mut Streaming<WatchRequest>,
         outgoing: &mpsc::Sender<Result<WatchResponse, Status>>,
         mut bundle: watch::Receiver<Arc<TrustBundle>>,
-        drain: &drain::Watch,
+        leaving: &CancellationToken,
     ) -> Result<(), Status> {
         bundle.mark_changed();
         let mut bundle_due = false;
@@ -190,9 +194,7 @@ impl Stream {
             let has_work = bundle_due || ready.is_some();
             tokio::select! {
                 biased;
-                () = drain.draining() => {
-                    return Err(Status::unavailable("control plane is shutting down"));
-                }
+                () = leaving.cancelled() => return Err(server::leave()),
                 permit = outgoing.reserve(), if has_work => {
                     let Ok(permit) = permit else { return Ok(()) };
                     if std::mem::take(&mut bundle_due) {
