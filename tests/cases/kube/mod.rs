@@ -6,3 +6,4 @@ mod cluster;
 mod double;
 mod fidelity;
 mod injector;
+mod uninstall;
