@@ -5,9 +5,11 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     process::Command,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use clap::Parser;
+use parking_lot::Mutex;
 use remora_core::drain::{self, Drain};
 use remora_injector::webhook;
 use remora_tests::{
@@ -45,10 +47,26 @@ impl Cluster {
     /// Starts one without.
     pub(super) async fn injector_apart(&self) -> Program {
         let client = self.api.client_as("system:serviceaccount:remora-system:remora-injector");
-        let args = self.flags("remora-injector");
-        let args = Flags::<webhook::Args>::try_parse_from(args).unwrap().args;
+        let args = flags::<webhook::Args>(self.flags("remora-injector"));
         Program::start("injector", move |listener, admin, drain| {
             webhook::serve(args, client, listener, admin, None, drain)
+        })
+        .await
+    }
+
+    /// Starts a replica of the control plane with these flags beside the Deployment's.
+    pub(super) async fn control_plane(&self, more: &[&str]) -> Program {
+        let user = "system:serviceaccount:remora-system:remora-control-plane";
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), self.api.kubeconfig(user)).unwrap();
+        let mut args = self.flags("remora-control-plane");
+        args.push(format!("--kubeconfig={}", kubeconfig.path().display()));
+        args.extend(more.iter().map(|flag| (*flag).to_owned()));
+        let args = flags::<remora_control_plane::Args>(args);
+        Program::start("control-plane", async move |listener, admin, drain| {
+            let result = remora_control_plane::app::serve(args, listener, admin, None, drain).await;
+            drop(kubeconfig);
+            result
         })
         .await
     }
@@ -103,6 +121,11 @@ impl Cluster {
     }
 }
 
+/// A program's flags from its command line.
+pub(super) fn flags<A: clap::Args>(line: Vec<String>) -> A {
+    Flags::<A>::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args
+}
+
 #[derive(Parser)]
 struct Flags<A: clap::Args> {
     #[command(flatten)]
@@ -146,7 +169,7 @@ fn installation() -> Vec<Value> {
 pub(super) struct Program {
     pub(super) addr: SocketAddr,
     pub(super) admin: SocketAddr,
-    drain: Option<Drain>,
+    drain: Mutex<Option<Drain>>,
     kill: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -180,7 +203,7 @@ impl Program {
             })
         });
         let thread = Some(thread.unwrap());
-        Self { addr, admin, drain: Some(drain), kill: Some(kill), thread }
+        Self { addr, admin, drain: Mutex::new(Some(drain)), kill: Some(kill), thread }
     }
 
     /// Waits until it says that it is ready.
@@ -199,12 +222,13 @@ impl Program {
     }
 
     /// Ends it as SIGTERM does.
-    pub(super) async fn end(mut self) {
-        let drain = self.drain.take().unwrap();
-        drain.drain(std::time::Duration::from_secs(10)).await;
-        let thread = self.thread.take().unwrap();
-        let joined = tokio::task::spawn_blocking(move || thread.join());
-        within("the program's end", joined).await.unwrap().unwrap().unwrap();
+    pub(super) async fn end(&self) {
+        let drain = self.drain.lock().take().expect("it was not ended before");
+        drain.drain(Duration::from_secs(10)).await;
+        eventually("the program's end", async || {
+            self.thread.as_ref().is_none_or(JoinHandle::is_finished).then_some(())
+        })
+        .await;
     }
 }
 

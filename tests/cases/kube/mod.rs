@@ -5,5 +5,8 @@
 mod cluster;
 mod double;
 mod fidelity;
+mod identity;
 mod injector;
+mod plane;
+mod shop;
 mod uninstall;

@@ -253,6 +253,12 @@ impl ApiServer {
         self.shared.state.lock().asked.iter().cloned().collect()
     }
 
+    /// What the stored roles did not allow so far.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Asked> {
+        self.shared.state.lock().refused.iter().cloned().collect()
+    }
+
     /// How many watches of a kind are open.
     #[must_use]
     pub fn watches(&self, plural: &str) -> usize {

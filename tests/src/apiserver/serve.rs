@@ -89,8 +89,9 @@ async fn respond(
     let asked = target.asked(&user, &head.method, &query);
     strike(shared, &target, &asked, verdict).await?;
     {
-        let state = shared.state.lock();
+        let mut state = shared.state.lock();
         if state.rbac && !access::allowed(&state.store, &asked) {
+            state.refused.insert(asked.clone());
             return Err(status::forbidden(target.kind, &asked, &user));
         }
     }
@@ -245,6 +246,9 @@ async fn strike_review(
     };
     shared.changed.send_modify(|count| *count += 1);
     if fault == Some(Fault::Forbidden) || !allowed {
+        if !allowed {
+            shared.state.lock().refused.insert(asked.clone());
+        }
         let kind = super::kinds::Kind {
             group,
             version: "v1",

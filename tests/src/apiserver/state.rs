@@ -1,7 +1,7 @@
 //! What the double is made of, behind one lock.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     net::SocketAddr,
     sync::Arc,
@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) rbac: bool,
     pub(super) rules: Vec<Rule>,
     pub(super) asked: VecDeque<Asked>,
+    /// What the roles did not allow.
+    pub(super) refused: BTreeSet<Asked>,
     /// Webhooks called, and the requests they got.
     pub(super) admissions: VecDeque<(String, Value)>,
     /// Kinds of the open watches.
@@ -73,6 +75,7 @@ impl State {
             rbac: false,
             rules: Vec::new(),
             asked: VecDeque::new(),
+            refused: BTreeSet::new(),
             admissions: VecDeque::new(),
             open_watches: Vec::new(),
             cuts: 0,
