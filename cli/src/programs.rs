@@ -39,7 +39,7 @@ enum Program {
     /// Discovery and identity.
     ControlPlane(Logged<remora_control_plane::Args>),
     /// The admission webhook that writes sidecars into pods.
-    Injector(Logged<remora_injector::webhook::Args>),
+    Injector(Box<Logged<remora_injector::webhook::Args>>),
     /// Put the interception rules of a pod in force, or remove them.
     Redirect(remora_proxy::redirect::Args),
 
@@ -104,7 +104,7 @@ pub fn run(cli: Cli) -> ExitCode {
             report(remora_proxy::program::run(program).map(|()| ExitCode::SUCCESS))
         }
         Program::ControlPlane(program) => report(control_plane(program)),
-        Program::Injector(program) => report(injector(program)),
+        Program::Injector(program) => report(injector(*program)),
         Program::Redirect(args) => {
             report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))
         }

@@ -9,3 +9,4 @@ mod identity;
 mod injector;
 mod plane;
 mod shop;
+mod uninstall;
