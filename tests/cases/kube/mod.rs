@@ -4,8 +4,10 @@
 
 mod cluster;
 mod double;
+mod e2e;
 mod fidelity;
 mod identity;
 mod injector;
+mod kubelet;
 mod plane;
 mod shop;
