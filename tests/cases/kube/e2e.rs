@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use remora_cli::up::net::NODE;
 use remora_tests::{
     mesh::{POD_PORT, SERVICE_PORT},
-    origin::Origin,
+    origin::{Origin, get},
     wait::eventually,
 };
 use serde_json::json;
@@ -31,6 +31,12 @@ fn pods_of_a_meshed_namespace_talk_mtls_through_churn_and_an_outage_of_the_contr
         let _apps = tokio::join!(serve(&one, "one"), serve(&two, "two"));
         node.ready(&[&one, &two]);
         let entry = (ORDERS, SERVICE_PORT).into();
+        // The control plane may learn of the endpoints a moment later.
+        let answered = move || async move {
+            eventually("an answer", async || get(entry).await.ok().filter(|a| a.status == 200))
+                .await
+        };
+        web.run(answered).await;
         let load = web.run(move || async move { Load::start(entry) }).await;
         load.passes(200).await;
         for server in [&one, &two] {
