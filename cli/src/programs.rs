@@ -28,7 +28,10 @@ enum Program {
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
 
+    /// Write the objects of an installation: remora install | kubectl apply -f -
     Install(install::Args),
+    /// Remove Remora from a cluster.
+    Uninstall(install::uninstall::Args),
     /// Write sidecars into manifests, as the webhook does in a cluster.
     Inject(remora_injector::cli::Args),
     /// The sidecar.
@@ -95,6 +98,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Demo(args) => demo::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
         Program::Install(args) => report(install::run(args)),
+        Program::Uninstall(args) => report(install::uninstall::run(&args)),
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
         Program::Proxy(program) => {
             report(remora_proxy::program::run(program).map(|()| ExitCode::SUCCESS))

@@ -310,11 +310,11 @@ impl Plane {
             clock,
             drain.clone(),
         );
-        let grpc = server::run(listener, config, discovery, identity, drain.clone());
-        let (grpc, (), keeper) =
-            tokio::join!(end_with(drain, grpc), renewal, keeper.run(seen, drain.clone()));
+        let ages = server::Ages::new(fastrand::Rng::new());
+        let grpc = server::run(listener, config, discovery, identity, ages, drain.clone());
+        let ((), (), keeper) = tokio::join!(grpc, renewal, keeper.run(seen, drain.clone()));
         drop(keeper);
-        grpc.context("gRPC server ended")
+        Ok(())
     }
 }
 

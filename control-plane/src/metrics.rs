@@ -302,9 +302,12 @@ impl Collector for Watches {
         };
         #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
         let count = |count: u64| Some(count as f64);
-        family("watch_lists", "Complete lists read from the API server", MetricType::Counter, &|s| {
-            count(s.lists)
-        })?;
+        family(
+            "watch_lists",
+            "Complete lists read from the API server",
+            MetricType::Counter,
+            &|s| count(s.lists),
+        )?;
         family("watch_errors", "Failed lists and watches", MetricType::Counter, &|s| {
             count(s.errors)
         })?;

@@ -342,6 +342,8 @@ impl Mesh {
             workers: Some(self.workers),
             mark: None,
             shutdown_grace_period: self.grace,
+            shutdown_linger: std::time::Duration::ZERO,
+            probes: Default::default(),
             snapshot: None,
             outbound_service: (ENTRY_PORT..).zip(calls).map(entry).collect(),
             inbound_forward: if pod.meshed { vec![forward] } else { Vec::new() },

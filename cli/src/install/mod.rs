@@ -2,7 +2,8 @@
 //!
 //! - [`template`] the templates' dialect and its two renderings;
 //! - [`values`] what can be chosen;
-//! - [`chart`] the Helm chart, made from the same templates.
+//! - [`chart`] the Helm chart, made from the same templates;
+//! - [`uninstall`] the way back.
 //!
 //! The output is the same each time and holds no secret: the programs make theirs in the cluster.
 
@@ -10,6 +11,7 @@ mod chart;
 mod template;
 #[cfg(test)]
 mod tests;
+pub mod uninstall;
 mod values;
 
 use std::{

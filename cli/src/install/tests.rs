@@ -29,6 +29,14 @@ const VARIANTS: [&[&str]; 4] = [
         "proxy.cpuLimit=1",
         "proxy.memoryRequest=16Mi",
         "proxy.memoryLimit=64Mi",
+        "proxy.logLevel=debug",
+        "proxy.accessLog=errors",
+        "proxy.defaultInboundPolicy=all-authenticated",
+        "proxy.skipInboundPorts=22",
+        "proxy.skipOutboundPorts=22",
+        "proxy.skipSubnets=10.0.0.0/8",
+        "proxy.opaquePorts=3306",
+        "proxy.shutdownGracePeriod=10s",
         "controlPlane.resources.limits.cpu=1500m",
         "webhookFailurePolicy=Ignore",
         "logFormat=json",
@@ -220,6 +228,53 @@ fn our_own_pods_are_restricted_and_meet_their_services() {
     }
 }
 
+/// The arguments of each container, by the program that gets them.
+fn arguments(objects: &[Value]) -> BTreeMap<String, Vec<String>> {
+    of_kind::<Deployment>(objects, "Deployment")
+        .into_iter()
+        .map(|deployment| {
+            let pod = deployment.spec.unwrap().template.spec.unwrap();
+            let container = pod.containers.into_iter().next().unwrap();
+            let [program] = container.command.unwrap().try_into().unwrap();
+            (program, container.args.unwrap())
+        })
+        .collect()
+}
+
+#[derive(clap::Parser)]
+struct ControlPlane {
+    #[command(flatten)]
+    args: remora_control_plane::Args,
+}
+
+#[derive(clap::Parser)]
+struct Injector {
+    #[command(flatten)]
+    args: remora_injector::webhook::Args,
+}
+
+fn parsed<P: clap::Parser>(arguments: &BTreeMap<String, Vec<String>>, program: &str) -> P {
+    let line = [program.to_owned()].into_iter().chain(arguments[program].clone());
+    P::try_parse_from(line).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn the_programs_understand_their_arguments() {
+    for set in VARIANTS {
+        let arguments = arguments(&parse(&text_with(set)));
+        let control_plane = parsed::<ControlPlane>(&arguments, "/remora-control-plane").args;
+        let injector = parsed::<Injector>(&arguments, "/remora-injector").args;
+        assert!(control_plane.kubernetes);
+        assert_eq!(control_plane.namespace, names::SYSTEM_NAMESPACE);
+        assert_eq!(control_plane.listen.port(), names::ports::CONTROL_PLANE);
+        assert_eq!(control_plane.admin_listen.port(), names::ports::CONTROL_PLANE_ADMIN);
+        assert_eq!(control_plane.external_issuer, set.contains(&"externalIssuer=true"));
+        assert_eq!(injector.listen.port(), names::ports::INJECTOR);
+        assert_eq!(injector.admin_listen.port(), names::ports::INJECTOR_ADMIN);
+        assert_eq!(injector.trust_domain, control_plane.trust_domain);
+    }
+}
+
 /// Reads a condition as the API server would, for the one form that ours have.
 #[test]
 fn only_pods_that_asked_reach_the_webhook() {
@@ -251,22 +306,26 @@ fn only_pods_that_asked_reach_the_webhook() {
     assert_eq!(operators, ["In", "NotIn"]);
 }
 
-fn chart() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/remora")
+/// As Helm gets it.
+fn new_chart() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("remora").tempdir().unwrap();
+    chart::write(folder.path(), VERSION).unwrap();
+    folder
 }
 
 /// After a change of templates or values, `UPDATE_GOLDEN=1 cargo test -p remora-cli install` writes
 /// the chart anew.
 #[test]
 fn the_chart_in_the_tree_is_made_from_the_templates() {
+    let checked_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/remora");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        chart::write(&chart(), VERSION).unwrap();
+        chart::write(&checked_in, VERSION).unwrap();
     }
     for (path, text) in chart::files(VERSION) {
-        let there = fs::read_to_string(chart().join(&path)).unwrap_or_default();
+        let there = fs::read_to_string(checked_in.join(&path)).unwrap_or_default();
         assert!(there == text, "{} is not what the templates make", path.display());
     }
-    let templates = fs::read_dir(chart().join("templates")).unwrap().count();
+    let templates = fs::read_dir(checked_in.join("templates")).unwrap().count();
     assert_eq!(templates, TEMPLATES.len() + 1, "a file that nothing makes any more");
 }
 
@@ -293,10 +352,19 @@ fn helm(command: &str) -> Command {
     helm
 }
 
-fn sorted(mut objects: Vec<Value>) -> Vec<Value> {
-    objects.retain(|object| !object.is_null());
-    objects.sort_by_key(|object| format!("{}/{}", object["kind"], object["metadata"]["name"]));
-    objects
+/// The same objects, in whichever order.
+fn assert_same(some: Vec<Value>, others: Vec<Value>) {
+    let named = |objects: Vec<Value>| -> BTreeMap<String, Value> {
+        let objects = objects.into_iter().filter(|object| !object.is_null());
+        let name =
+            |o: &Value| format!("{} {} {}", o["apiVersion"], o["kind"], o["metadata"]["name"]);
+        objects.map(|object| (name(&object), object)).collect()
+    };
+    let (some, mut others) = (named(some), named(others));
+    for (name, object) in &some {
+        assert_eq!(Some(object), others.remove(name).as_ref(), "{name}");
+    }
+    assert!(others.is_empty(), "missing: {:?}", others.keys());
 }
 
 #[test]
@@ -304,15 +372,16 @@ fn helm_makes_the_same_objects_of_the_same_values() {
     if !is_there("helm") {
         return;
     }
-    let lint = output(helm("lint").arg("--strict").arg(chart()));
+    let chart = new_chart();
+    let lint = output(helm("lint").arg("--strict").arg(chart.path()));
     assert!(lint.contains("0 chart(s) failed"), "{lint}");
     for set in VARIANTS {
         let mut helm = helm("template");
-        helm.arg(chart());
+        helm.arg("remora").arg(chart.path());
         for choice in set {
             helm.args(["--set", choice]);
         }
-        assert_eq!(sorted(parse(&output(&mut helm))), sorted(parse(&text_with(set))), "{set:?}");
+        assert_same(parse(&output(&mut helm)), parse(&text_with(set)));
     }
 }
 
@@ -321,6 +390,7 @@ fn helm_refuses_what_install_refuses() {
     if !is_there("helm") {
         return;
     }
+    let chart = new_chart();
     for choice in [
         "colour=red",
         "controlPlane.replicas=many",
@@ -333,7 +403,7 @@ fn helm_refuses_what_install_refuses() {
         "webhookTimeoutSeconds=31",
     ] {
         assert!(objects(Sources { set: vec![choice.to_owned()], ..Sources::default() }).is_err());
-        let refused = helm("template").arg(chart()).args(["--set", choice]).output().unwrap();
+        let refused = helm("template").arg(chart.path()).args(["--set", choice]).output().unwrap();
         let error = String::from_utf8_lossy(&refused.stderr);
         assert!(error.contains("don't meet the specifications of the schema"), "{choice}: {error}");
     }
@@ -349,7 +419,7 @@ fn kustomize_takes_the_objects() {
     fs::write(folder.path().join("remora.yaml"), &text).unwrap();
     fs::write(folder.path().join("kustomization.yaml"), "resources: [remora.yaml]\n").unwrap();
     let built = output(Command::new("kubectl").arg("kustomize").arg(folder.path()));
-    assert_eq!(sorted(parse(&built)), sorted(parse(&text)));
+    assert_same(parse(&built), parse(&text));
 }
 
 /// Even a dry run on the client's side asks a server which kinds there are, and the one of

@@ -3,8 +3,8 @@
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf, str::FromStr};
 
-use remora_core::spiffe::SpiffeId;
-use remora_injector::proxy_settings::Quantity;
+use remora_core::{names::annotations, spiffe::SpiffeId};
+use remora_injector::{ProxySettings, proxy_settings::Quantity};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::Value;
 
@@ -90,11 +90,18 @@ pub(super) struct Values {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Proxy {
-    cpu_request: Amount,
-    cpu_limit: Amount,
-    memory_request: Amount,
-    memory_limit: Amount,
-    log_level: String,
+    cpu_request: Text,
+    cpu_limit: Text,
+    memory_request: Text,
+    memory_limit: Text,
+    log_level: Text,
+    access_log: Text,
+    default_inbound_policy: Text,
+    skip_inbound_ports: Text,
+    skip_outbound_ports: Text,
+    skip_subnets: Text,
+    opaque_ports: Text,
+    shutdown_grace_period: Text,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -109,21 +116,21 @@ struct Program {
 #[serde(default, deny_unknown_fields)]
 struct Resources {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    requests: BTreeMap<String, Amount>,
+    requests: BTreeMap<String, Text>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    limits: BTreeMap<String, Amount>,
+    limits: BTreeMap<String, Text>,
 }
 
-/// A quantity, which YAML takes for a number where it is a bare one: `cpu: 1`.
+/// A text which YAML takes for a number where it is a bare one: `cpu: 1`, `opaquePorts: 3306`.
 #[derive(Debug, Clone, Serialize)]
-struct Amount(String);
+struct Text(String);
 
-impl<'de> Deserialize<'de> for Amount {
+impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(text) => Ok(Self(text)),
             Value::Number(number) => Ok(Self(number.to_string())),
-            other => Err(D::Error::custom(format!("{other} is no quantity"))),
+            other => Err(D::Error::custom(format!("{other} is neither text nor number"))),
         }
     }
 }
@@ -263,18 +270,48 @@ impl Values {
             let problem = format!("{} is not from 1 to 30", self.webhook_timeout_seconds);
             return unusable("webhookTimeoutSeconds", problem);
         }
-        for (name, text) in [
-            ("proxy.cpuRequest", &self.proxy.cpu_request),
-            ("proxy.cpuLimit", &self.proxy.cpu_limit),
-            ("proxy.memoryRequest", &self.proxy.memory_request),
-            ("proxy.memoryLimit", &self.proxy.memory_limit),
-        ] {
-            if !text.0.is_empty() {
-                quantity(name, text)?;
-            }
-        }
+        self.proxy.check()?;
         self.control_plane.check(["controlPlane.replicas", "controlPlane.resources"])?;
         self.injector.check(["injector.replicas", "injector.resources"])
+    }
+}
+
+impl Proxy {
+    /// As the injector will read them.
+    fn check(&self) -> Result<(), ValuesError> {
+        for (name, key, Text(text)) in [
+            ("proxy.cpuRequest", annotations::PROXY_CPU_REQUEST, &self.cpu_request),
+            ("proxy.cpuLimit", annotations::PROXY_CPU_LIMIT, &self.cpu_limit),
+            ("proxy.memoryRequest", annotations::PROXY_MEMORY_REQUEST, &self.memory_request),
+            ("proxy.memoryLimit", annotations::PROXY_MEMORY_LIMIT, &self.memory_limit),
+            ("proxy.logLevel", annotations::PROXY_LOG_LEVEL, &self.log_level),
+            ("proxy.accessLog", annotations::ACCESS_LOG, &self.access_log),
+            (
+                "proxy.defaultInboundPolicy",
+                annotations::DEFAULT_INBOUND_POLICY,
+                &self.default_inbound_policy,
+            ),
+            ("proxy.skipInboundPorts", annotations::SKIP_INBOUND_PORTS, &self.skip_inbound_ports),
+            (
+                "proxy.skipOutboundPorts",
+                annotations::SKIP_OUTBOUND_PORTS,
+                &self.skip_outbound_ports,
+            ),
+            ("proxy.skipSubnets", annotations::SKIP_SUBNETS, &self.skip_subnets),
+            ("proxy.opaquePorts", annotations::OPAQUE_PORTS, &self.opaque_ports),
+            (
+                "proxy.shutdownGracePeriod",
+                annotations::SHUTDOWN_GRACE_PERIOD,
+                &self.shutdown_grace_period,
+            ),
+        ] {
+            if !text.is_empty() {
+                let annotation = BTreeMap::from([(key.to_owned(), text.clone())]);
+                ProxySettings::read(&annotation, &ProxySettings::default())
+                    .map_err(|error| ValuesError::Unusable { name, problem: error.problem })?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -292,7 +329,7 @@ impl Program {
     }
 }
 
-fn quantity(name: &'static str, amount: &Amount) -> Result<(), ValuesError> {
+fn quantity(name: &'static str, amount: &Text) -> Result<(), ValuesError> {
     Quantity::from_str(&amount.0)
         .map(drop)
         .map_err(|problem| ValuesError::Unusable { name, problem })
@@ -342,6 +379,7 @@ mod tests {
                 "value injector.resources: \"much\" is no quantity; use",
             ),
             ("image=", "value image: \"\" is no image"),
+            ("proxy.skipSubnets=10.0.0.0/33", "value proxy.skipSubnets: \"10.0.0.0/33\""),
             ("webhookTimeoutSeconds=31", "value webhookTimeoutSeconds: 31 is not from 1 to 30"),
             ("image", "--set \"image\": write it as NAME=VALUE"),
         ] {

@@ -57,8 +57,7 @@ pub(super) async fn serve(
         watch_manifests(args.manifests, move |loaded| apply(&state, loaded), drain.clone());
     let tokens = Arc::new(TokenDir::new(token_dir));
     let grpc = plane.grpc(keeper, seen, tokens, listener, &drain);
-    let (grpc, watched, (), ()) =
-        tokio::join!(grpc, end_with(&drain, manifests), follow, write);
+    let (grpc, watched, (), ()) = tokio::join!(grpc, end_with(&drain, manifests), follow, write);
     watched.context("manifests cannot be watched; raise fs.inotify.max_user_instances")?;
     grpc
 }

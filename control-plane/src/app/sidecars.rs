@@ -146,10 +146,7 @@ mod tests {
             Event::Apply(namespace("old", Some("enabled"))),
             Event::Apply(pod("kept", "a", Some("enabled"))),
         ]);
-        sidecars.apply(&[Event::Replace(
-            Kind::Namespace,
-            vec![namespace("new", Some("enabled"))],
-        )]);
+        sidecars.apply(&[Event::Replace(Kind::Namespace, vec![namespace("new", Some("enabled"))])]);
         assert_eq!(names(&sidecars), ["kept", "new"]);
         sidecars.apply(&[Event::Replace(Kind::Pod, vec![])]);
         assert_eq!(names(&sidecars), ["new"]);

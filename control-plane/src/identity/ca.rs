@@ -261,16 +261,13 @@ pub(super) fn anchors<'a>(
 ) -> impl Iterator<Item = &'a CertificateDer<'static>> {
     let whole = issuers.windows(2).all(|pair| is_signed(&pair[0], &pair[1]));
     let last = issuers.last().filter(|_| whole);
-    roots.iter().filter(move |root| {
-        last.is_some_and(|last| *root == last || is_signed(last, root))
-    })
+    roots.iter().filter(move |root| last.is_some_and(|last| *root == last || is_signed(last, root)))
 }
 
 fn is_signed(child: &CertificateDer<'_>, parent: &CertificateDer<'_>) -> bool {
-    let (Ok((_, child)), Ok((_, parent))) = (
-        x509_parser::parse_x509_certificate(child),
-        x509_parser::parse_x509_certificate(parent),
-    ) else {
+    let (Ok((_, child)), Ok((_, parent))) =
+        (x509_parser::parse_x509_certificate(child), x509_parser::parse_x509_certificate(parent))
+    else {
         return false;
     };
     child.issuer() == parent.subject() && child.verify_signature(Some(parent.public_key())).is_ok()

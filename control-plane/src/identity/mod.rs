@@ -83,7 +83,9 @@ impl Identity {
             return Err(Status::invalid_argument("token over 16 KiB or request over 8 KiB"));
         }
         let workload = self.tokens.review(&request.token).await.map_err(|error| match error {
-            TokenError::Unknown | TokenError::Refused(_) => Status::unauthenticated(error.to_string()),
+            TokenError::Unknown | TokenError::Refused(_) => {
+                Status::unauthenticated(error.to_string())
+            }
             TokenError::Unavailable(_) => Status::unavailable(error.to_string()),
         })?;
         let id = SpiffeId::new(&self.trust_domain, &workload.namespace, &workload.service_account)

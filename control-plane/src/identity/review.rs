@@ -62,7 +62,10 @@ impl ApiReview {
         let kube::Error::Api(status) = error else {
             return self.failed(
                 ReviewFailure::Connection,
-                format!("no answer from the API server ({}); trying again helps", clip(&error.to_string())),
+                format!(
+                    "no answer from the API server ({}); trying again helps",
+                    clip(&error.to_string())
+                ),
             );
         };
         let said = clip(&status.message);

@@ -116,7 +116,11 @@ impl Rotation {
     ///
     /// # Errors
     /// [`TooManyRoots`]; everything stays as it is.
-    pub fn offer(&mut self, authority: Arc<Authority>, now: SystemTime) -> Result<(), TooManyRoots> {
+    pub fn offer(
+        &mut self,
+        authority: Arc<Authority>,
+        now: SystemTime,
+    ) -> Result<(), TooManyRoots> {
         let last = self.next.as_ref().unwrap_or(&self.signer.authority);
         if last.is_same(&authority) {
             return Ok(());

@@ -68,7 +68,7 @@ impl Home {
     pub async fn published(&self, drain: &drain::Watch) -> Option<Roots> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
         let name = names::TRUST_BUNDLE_CONFIG_MAP;
-        let get = async || self.ask("ConfigMap", name, api.get_opt(name)).await;
+        let get = || self.ask("ConfigMap", name, api.get_opt(name));
         let config_map = persist(get, drain).await?;
         Some(config_map.map(|map| Roots::read(&map, (self.clock)())).unwrap_or_default())
     }
@@ -77,7 +77,7 @@ impl Home {
     pub async fn follow(&self, seen: mpsc::Sender<Seen>, drain: drain::Watch) {
         let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
         if !self.external {
-            let make = async || self.make_if_absent(&api).await;
+            let make = || self.make_if_absent(&api);
             if persist(make, &drain).await.is_none() {
                 return;
             }
@@ -146,7 +146,11 @@ impl Home {
         };
         if self.ask("Secret", name, made).await? {
             let namespace = &self.namespace;
-            tracing::info!(namespace, name, "made a root for the mesh; keep a backup of the Secret");
+            tracing::info!(
+                namespace,
+                name,
+                "made a root for the mesh; keep a backup of the Secret"
+            );
         }
         Ok(())
     }
@@ -171,10 +175,10 @@ impl Home {
 }
 
 /// Asks again, with jittered back-off, until there is an answer; `None` where draining begins before.
-async fn persist<T>(
-    mut ask: impl AsyncFnMut() -> Result<T, ApiError>,
-    drain: &drain::Watch,
-) -> Option<T> {
+async fn persist<T, F>(mut ask: impl FnMut() -> F, drain: &drain::Watch) -> Option<T>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
     let mut backoff = DefaultBackoff::default();
     loop {
         let answer = tokio::select! {
@@ -197,8 +201,7 @@ async fn persist<T>(
 
 fn mended(error: &ApiError) -> String {
     match error {
-        ApiError::Api { error: source, .. }
-            if matches!(&**source, kube::Error::Api(status) if status.code == 403) =>
+        ApiError::Api { error: source, .. } if matches!(&**source, kube::Error::Api(status) if status.code == 403) =>
         {
             format!("{error}; give the control plane's ServiceAccount the Role of `remora install`")
         }
@@ -258,4 +261,3 @@ fn fresh(trust_domain: &str, now: SystemTime) -> Result<Secret, rcgen::Error> {
         ..Secret::default()
     })
 }
-

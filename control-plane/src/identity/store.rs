@@ -92,11 +92,7 @@ pub fn open(
 ///
 /// # Errors
 /// See [`StoreError`].
-pub fn load(
-    dir: &Path,
-    leaf_lifetime: Duration,
-    now: SystemTime,
-) -> Result<Authority, StoreError> {
+pub fn load(dir: &Path, leaf_lifetime: Duration, now: SystemTime) -> Result<Authority, StoreError> {
     let [ca, crt, key] = files(dir);
     let mode = fs::metadata(&key).map_err(|e| io_error(&key, e))?.permissions().mode() & 0o7777;
     // Group access is how a mounted Secret with fsGroup looks; "others" never is.
@@ -178,9 +174,7 @@ pub async fn follow(
         if now != judged && now == before {
             let says = match load(&dir, leaf_lifetime, clock()) {
                 Ok(authority) => Seen::Issuer(Arc::new(authority)),
-                Err(error) => {
-                    Seen::Refused { version: String::new(), problem: error.to_string() }
-                }
+                Err(error) => Seen::Refused { version: String::new(), problem: error.to_string() },
             };
             if seen.send(says).await.is_err() {
                 return;

@@ -7,7 +7,7 @@
 //! that asked for those.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
     sync::Arc,
@@ -75,9 +75,9 @@ pub struct Warning {
 #[must_use]
 pub fn service_warnings(service: &Arc<core::Service>) -> Vec<Warning> {
     let mut bad = Vec::new();
-    let service = source::Service::from(&**service);
+    let service = Arc::new(source::Service::from(&**service));
     let _ = Service::parse(&service, None, &mut bad);
-    warnings(&Object::Service(Arc::new(service)), bad)
+    warnings(&Object::Service(service), bad)
 }
 
 fn warnings(object: &Object, bad: Vec<InvalidAnnotation>) -> Vec<Warning> {
@@ -202,6 +202,8 @@ impl Index {
         objects.iter().for_each(|object| self.put(object, touched));
     }
 
+    /// An object that is the same as before is left alone, and what is wrong with it not told again:
+    /// lists repeat what is known.
     fn put(&mut self, object: &Object, touched: &mut Touched) {
         let mut bad = Vec::new();
         match object {
@@ -239,14 +241,14 @@ impl Index {
 
     fn put_namespace(
         &mut self,
-        object: &source::Namespace,
+        object: &Arc<source::Namespace>,
         bad: &mut Vec<InvalidAnnotation>,
         touched: &mut Touched,
     ) {
         let name = &object.meta.name.name;
         let old = self.namespaces.get(name);
-        let new = Namespace::parse(object, old, bad);
-        if old != Some(&new) {
+        if old.is_none_or(|old| old.object != *object) {
+            let new = Namespace::parse(object, old, bad);
             self.namespaces.insert(Arc::clone(name), new);
             self.touch_namespace(name, touched);
         }
@@ -262,25 +264,29 @@ impl Index {
 
     fn put_service(
         &mut self,
-        object: &source::Service,
+        object: &Arc<source::Service>,
         bad: &mut Vec<InvalidAnnotation>,
         touched: &mut Touched,
     ) {
         let name = object.meta.name.clone();
-        let new = Service::parse(object, self.services.get(&name), bad);
-        self.replace_service(name, Some(new), touched);
+        let old = self.services.get(&name);
+        if old.is_none_or(|old| old.object != *object) {
+            let new = Service::parse(object, old, bad);
+            self.replace_service(name, Some(new), touched);
+        }
     }
 
     fn replace_service(&mut self, name: Name, new: Option<Service>, touched: &mut Touched) {
         let old = self.services.remove(&name);
-        for ip in old.iter().flat_map(|old| &old.cluster_ips) {
+        for ip in old.iter().flat_map(|old| &old.object.cluster_ips) {
             self.services_at.remove(ip, &name);
         }
-        for ip in new.iter().flat_map(|new| &new.cluster_ips) {
+        for ip in new.iter().flat_map(|new| &new.object.cluster_ips) {
             self.services_at.insert(*ip, name.clone());
         }
         if old != new {
-            let ips = [&old, &new].into_iter().flatten().flat_map(|service| &service.cluster_ips);
+            let ips =
+                [&old, &new].into_iter().flatten().flat_map(|service| &service.object.cluster_ips);
             touched.addresses.extend(ips);
             touched.services.insert(name.clone());
         }
@@ -296,8 +302,11 @@ impl Index {
         touched: &mut Touched,
     ) {
         let name = object.meta.name.clone();
-        let new = Pod::parse(object, &self.trust_domain, self.pods.get(&name), bad);
-        self.replace_pod(name, Some(new), touched);
+        let old = self.pods.get(&name);
+        if old.is_none_or(|old| old.object != *object) {
+            let new = Pod::parse(object, &self.trust_domain, old, bad);
+            self.replace_pod(name, Some(new), touched);
+        }
     }
 
     fn replace_pod(&mut self, name: Name, new: Option<Pod>, touched: &mut Touched) {
@@ -381,7 +390,7 @@ impl Index {
         for name in &touched.services {
             let old = self.snapshots.remove(name).unwrap_or_default();
             if let Some(service) = self.services.get(name) {
-                touched.addresses.extend(&service.cluster_ips);
+                touched.addresses.extend(&service.object.cluster_ips);
                 let new = self.compute(name, service, &old);
                 self.snapshots.insert(name.clone(), new);
             }
@@ -422,9 +431,10 @@ fn in_namespace<'a, T>(
     map.range(Name::new(namespace, "")..).take_while(move |(name, _)| &*name.namespace == namespace)
 }
 
-/// Many to many, looked up from one side.
+/// Many to many, looked up from one side. Mostly one to one, in which a set of one element must
+/// cost no more than that: there is one for every pod and address.
 #[derive(Debug)]
-struct Reverse<K, V>(HashMap<K, BTreeSet<V>>);
+struct Reverse<K, V>(HashMap<K, Vec<V>>);
 
 impl<K, V> Default for Reverse<K, V> {
     fn default() -> Self {
@@ -432,24 +442,35 @@ impl<K, V> Default for Reverse<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Ord> Reverse<K, V> {
+impl<K: Eq + Hash, V: Ord> Reverse<K, V> {
     fn insert(&mut self, key: K, value: V) {
-        self.0.entry(key).or_default().insert(value);
+        let values = self.0.entry(key).or_default();
+        if let Err(at) = values.binary_search(&value) {
+            if values.is_empty() {
+                values.reserve_exact(1);
+            }
+            values.insert(at, value);
+        }
     }
 
     fn remove(&mut self, key: &K, value: &V) {
         if let Some(values) = self.0.get_mut(key) {
-            values.remove(value);
+            if let Ok(at) = values.binary_search(value) {
+                values.remove(at);
+            }
             if values.is_empty() {
                 self.0.remove(key);
             }
         }
     }
 
+    /// In order.
     fn of(&self, key: &K) -> impl Iterator<Item = &V> {
         self.0.get(key).into_iter().flatten()
     }
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Objects as the index keeps them: with what their annotations mean.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use remora_core::{
     names::{annotations, ports},
@@ -12,11 +12,12 @@ use super::{
     policy::{self, Annotations, Policy, Warnings},
     protocol::AppProtocol,
 };
-use crate::source::{self, Meta, ServiceKind};
+use crate::source::{self, Meta};
 
 /// What a Namespace says about the things in it.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Namespace {
+    pub(super) object: Arc<source::Namespace>,
     /// See [`Pod::unproxied`].
     pub(super) unproxied: Option<PortSet>,
     pub(super) opaque: Option<PortSet>,
@@ -25,14 +26,11 @@ pub(super) struct Namespace {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Service {
-    pub(super) cluster_ips: Vec<IpAddr>,
-    pub(super) kind: ServiceKind,
+    pub(super) object: Arc<source::Service>,
     /// TCP ports, by number.
     pub(super) ports: BTreeMap<u16, ServicePort>,
     pub(super) opaque: Option<PortSet>,
     pub(super) policy: Policy,
-    /// `internalTrafficPolicy: Local`.
-    pub(super) node_local: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,12 +52,13 @@ pub(super) struct Pod {
 
 impl Namespace {
     pub(super) fn parse(
-        object: &source::Namespace,
+        object: &Arc<source::Namespace>,
         old: Option<&Self>,
         warn: &mut Warnings,
     ) -> Self {
         let mut read = Reader::new(&object.meta, warn);
         Self {
+            object: Arc::clone(object),
             unproxied: read.unproxied(old.map(|old| &old.unproxied)),
             opaque: read.opaque(old.map(|old| &old.opaque)),
             inbound: read.inbound(old.map(|old| &old.inbound)),
@@ -68,7 +67,11 @@ impl Namespace {
 }
 
 impl Service {
-    pub(super) fn parse(object: &source::Service, old: Option<&Self>, warn: &mut Warnings) -> Self {
+    pub(super) fn parse(
+        object: &Arc<source::Service>,
+        old: Option<&Self>,
+        warn: &mut Warnings,
+    ) -> Self {
         let ports = object.ports.iter().map(|port| {
             let app_protocol = port.app_protocol.as_deref().map(AppProtocol::parse);
             (port.number, ServicePort { name: port.name.clone(), app_protocol })
@@ -76,12 +79,10 @@ impl Service {
         let map = object.meta.annotations.to_map();
         let policy = Policy::parse(&map, old.map(|old| &old.policy), warn);
         Self {
-            cluster_ips: object.cluster_ips.clone(),
-            kind: object.kind,
+            object: Arc::clone(object),
             ports: ports.collect(),
             opaque: Reader { map, warn }.opaque(old.map(|old| &old.opaque)),
             policy,
-            node_local: object.node_local,
         }
     }
 

@@ -64,7 +64,7 @@ impl Index {
 
     fn of_service(&self, name: &Name, port: u16, caller: &Caller) -> Answer {
         let Some(service) = self.services.get(name) else { return Answer::NotOurs };
-        if service.kind != ServiceKind::Balanced {
+        if service.object.kind != ServiceKind::Balanced {
             return Answer::NotOurs;
         }
         let snapshot = self.snapshots.get(name).and_then(|ports| ports.get(&port));
@@ -144,7 +144,7 @@ impl Index {
                 port_name: declared.name.clone(),
                 protocol,
                 policy: service.policy.clone(),
-                node_local: service.node_local,
+                node_local: service.object.node_local,
             };
             (*port, shared(head, endpoints, old.get(port)))
         };

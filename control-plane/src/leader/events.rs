@@ -207,3 +207,5 @@ fn event(notice: &Notice, replica: &Replica, now: SystemTime) -> Event {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -105,9 +105,13 @@ fn holder(lease: &Lease) -> &str {
 impl Seen {
     /// The clock of a Lease starts anew when anything about it changed.
     fn next(before: Option<Self>, lease: Option<Lease>, now: Instant) -> Self {
-        let spec = |lease: &Option<Lease>| lease.as_ref().map(|lease| lease.spec.clone());
+        fn version(lease: Option<&Lease>) -> Option<Option<&str>> {
+            lease.map(|lease| lease.metadata.resource_version.as_deref())
+        }
         let since = match before {
-            Some(before) if spec(&before.lease) == spec(&lease) => before.since,
+            Some(before) if version(before.lease.as_ref()) == version(lease.as_ref()) => {
+                before.since
+            }
             _ => now,
         };
         Self { lease, since }
@@ -244,14 +248,14 @@ impl Candidate {
             return;
         }
         self.until = Some(until);
-        if !self.leading.send_replace(true) {
+        if self.leading.send_if_modified(|leads| !std::mem::replace(leads, true)) {
             tracing::info!(identity = self.replica.identity, "leading");
         }
     }
 
     fn step_down(&mut self, reason: &'static str) {
         self.until = None;
-        if self.leading.send_replace(false) {
+        if self.leading.send_if_modified(std::mem::take) {
             tracing::info!(identity = self.replica.identity, reason, "no longer leading");
         }
     }
@@ -299,3 +303,5 @@ impl Candidate {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -154,3 +154,5 @@ fn micro_time(now: SystemTime) -> k8s_openapi::apimachinery::pkg::apis::meta::v1
     MicroTime(Timestamp::try_from(now).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
+#[cfg(test)]
+mod testing;

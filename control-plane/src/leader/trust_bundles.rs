@@ -187,7 +187,9 @@ fn seen(client: Client) -> impl futures_util::Stream<Item = (Arc<str>, Option<Co
             Ok(watcher::Event::Apply(map) | watcher::Event::InitApply(map)) => {
                 namespace_of(&map).map(|namespace| (namespace, Some(map)))
             }
-            Ok(watcher::Event::Delete(map)) => namespace_of(&map).map(|namespace| (namespace, None)),
+            Ok(watcher::Event::Delete(map)) => {
+                namespace_of(&map).map(|namespace| (namespace, None))
+            }
             Ok(watcher::Event::Init | watcher::Event::InitDone) => None,
             Err(error) => {
                 tracing::debug!(%error, "trust bundles are not watched for a moment");
@@ -234,3 +236,5 @@ fn says(found: &ConfigMap, ours: &ConfigMap) -> bool {
         && within(ours.metadata.annotations.as_ref(), found.metadata.annotations.as_ref())
 }
 
+#[cfg(test)]
+mod tests;

@@ -76,17 +76,19 @@ impl Object {
     /// What identifies it.
     #[must_use]
     pub fn key(&self) -> Key {
-        let name = match self {
+        let Name { namespace, name } = self.name();
+        Key { kind: self.kind(), namespace: namespace.to_string(), name: name.to_string() }
+    }
+
+    /// What identifies it among those of its kind.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        match self {
             Self::Namespace(o) => &o.meta.name,
             Self::Node(o) => &o.name,
             Self::Service(o) => &o.meta.name,
             Self::Pod(o) => &o.meta.name,
             Self::EndpointSlice(o) => &o.meta.name,
-        };
-        Key {
-            kind: self.kind(),
-            namespace: name.namespace.to_string(),
-            name: name.name.to_string(),
         }
     }
 

@@ -103,6 +103,18 @@ pub async fn serve(
     let (admin_drain, admin_watch) = Drain::new();
     let admin = tokio::spawn(admin::serve(admin_listener, router, admin_watch));
 
+    tracing::info!(listen = %listener.local_addr()?, "injector starting");
+    tokio::select! {
+        () = drain.draining() => return Ok(()),
+        _native = cluster::native_sidecar(args.native_sidecar, &client) => {}
+    }
+    let reviewer = Arc::new(Reviewer {
+        settings,
+        namespaces: Arc::clone(&namespaces),
+        events: events.clone(),
+        metrics: Arc::clone(&metrics),
+    });
+    let reviews = server::run(listener, serving, reviewer, LINGER, drain.clone());
     let context = certs::Context {
         client: client.clone(),
         names: names(&args.namespace, &args.cluster_domain),
@@ -115,21 +127,6 @@ pub async fn serve(
     };
     let (made, newest) = watch::channel(None);
     let (seen, published) = watch::channel(Published::Unknown);
-    tracing::info!(listen = %listener.local_addr()?, "injector starting");
-    let reviews = async {
-        let Some(_native) =
-            until_draining(&drain, cluster::native_sidecar(args.native_sidecar, &client)).await
-        else {
-            return;
-        };
-        let reviewer = Arc::new(Reviewer {
-            settings,
-            namespaces: Arc::clone(&namespaces),
-            events: events.clone(),
-            metrics: Arc::clone(&metrics),
-        });
-        server::run(listener, serving, reviewer, LINGER, drain.clone()).await;
-    };
     let writing =
         events::write(notices, client.clone(), &args.instance, wall_clock, &metrics, &drain);
     tokio::join!(
@@ -143,13 +140,6 @@ pub async fn serve(
     );
     admin_drain.drain(Duration::from_secs(1)).await;
     admin.await.context("admin server ended")
-}
-
-async fn until_draining<T>(drain: &drain::Watch, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        () = drain.draining() => None,
-        done = work => Some(done),
-    }
 }
 
 fn readiness(draining: bool, serving: bool, synced: bool) -> Result<(), String> {

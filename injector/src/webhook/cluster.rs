@@ -56,7 +56,7 @@ pub(super) async fn connect(kubeconfig: Option<&Path>) -> Result<Client, Cluster
 }
 
 /// Whether sidecars are native; asks the API server, again and again until it answers, where that
-/// depends on its version.
+/// depends on its version. One that does not tell is taken for new.
 pub(super) async fn native_sidecar(form: NativeSidecar, client: &Client) -> bool {
     match form {
         NativeSidecar::Enabled => return true,
@@ -70,6 +70,14 @@ pub(super) async fn native_sidecar(form: NativeSidecar, client: &Client) -> bool
                 let native = knows_native_sidecars(&version.major, &version.minor);
                 tracing::info!(cluster = %version.git_version, native, "form of the sidecar");
                 return native;
+            }
+            Ok(Err(kube::Error::Api(status))) if (400..404).contains(&status.code) => {
+                tracing::warn!(
+                    error = %status,
+                    "the cluster does not tell its version: native sidecars; --native-sidecar \
+                     chooses"
+                );
+                return true;
             }
             Ok(Err(error)) => tracing::warn!(%error, "cannot ask the cluster for its version"),
             Err(_) => tracing::warn!("the cluster does not answer"),

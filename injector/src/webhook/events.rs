@@ -187,8 +187,7 @@ pub(crate) async fn write(
     metrics: &Metrics,
     drain: &drain::Watch,
 ) {
-    let mut writer =
-        Writer { client, instance: cut(instance, MAX_INSTANCE), clock, seen: HashMap::new() };
+    let mut writer = Writer::new(client, instance, clock);
     loop {
         let next = tokio::select! {
             () = drain.draining() => return,
@@ -200,7 +199,8 @@ pub(crate) async fn write(
     }
 }
 
-struct Writer {
+/// Writes events and remembers which.
+pub(crate) struct Writer {
     client: Client,
     instance: String,
     clock: fn() -> SystemTime,
@@ -215,8 +215,13 @@ struct Seen {
 }
 
 impl Writer {
+    /// One that has written nothing yet; `instance` is this replica.
+    pub(crate) fn new(client: Client, instance: &str, clock: fn() -> SystemTime) -> Self {
+        Self { client, instance: cut(instance, MAX_INSTANCE), clock, seen: HashMap::new() }
+    }
+
     /// What became of it, as the metrics call it.
-    async fn write(&mut self, notice: &Notice, now: Instant) -> &'static str {
+    pub(crate) async fn write(&mut self, notice: &Notice, now: Instant) -> &'static str {
         let key = (notice.namespace.clone(), notice.name());
         let Some(seen) = self.seen.get_mut(&key) else {
             let result = self.create(notice, &key.1).await;
@@ -290,5 +295,68 @@ fn told(result: kube::Result<()>) -> &'static str {
             tracing::debug!(%error, "event not written");
             "failed"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notice(note: &str) -> Notice {
+        let pod = serde_json::from_value(json!({ "metadata": {
+            "generateName": "web-abc12-",
+            "labels": { "pod-template-hash": "abc12" },
+            "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-abc12",
+                "uid": "1", "controller": true
+            }]
+        }}));
+        Notice::about_pod("shop", &pod.unwrap(), Reason::Refused, note)
+    }
+
+    #[test]
+    fn pods_of_one_deployment_give_one_event() {
+        let one = notice("bad");
+        assert_eq!(one.regarding.kind.as_deref(), Some("Deployment"));
+        assert_eq!(one.regarding.name.as_deref(), Some("web"));
+        assert_eq!(one.name(), notice("bad").name());
+        assert_ne!(one.name(), notice("worse").name());
+        assert!(one.name().starts_with("web."));
+    }
+
+    #[test]
+    fn a_statefulset_is_named_by_its_uid_too() {
+        let pod = serde_json::from_value(json!({ "metadata": { "ownerReferences": [{
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "7",
+            "controller": true
+        }]}}));
+        let notice = Notice::about_pod("shop", &pod.unwrap(), Reason::Skipped, "");
+        assert_eq!(notice.regarding.uid.as_deref(), Some("7"));
+        assert_eq!(notice.regarding.api_version.as_deref(), Some("apps/v1"));
+    }
+
+    #[test]
+    fn notes_and_names_fit_into_what_the_api_server_takes() {
+        let long = notice(&"ü".repeat(3000));
+        assert!(long.note.len() <= MAX_NOTE);
+        let name = format!("{}.", "a".repeat(252));
+        let pod = Pod {
+            metadata: ObjectMeta { name: Some(name), ..ObjectMeta::default() },
+            ..Pod::default()
+        };
+        let name = Notice::about_pod("shop", &pod, Reason::Skipped, "x").name();
+        assert!(name.len() <= 253 && !name.contains(".."), "{name}");
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let metrics = Arc::new(Metrics::default());
+        let (events, _queue) = Events::new(Arc::clone(&metrics));
+        for _ in 0..QUEUE + 3 {
+            events.send(notice("bad"));
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();
+        assert!(text.contains("remora_injector_events_total{result=\"dropped\"} 3"), "{text}");
     }
 }

@@ -218,7 +218,10 @@ pub(super) async fn certify(
     let id = remora_core::spiffe::SpiffeId::control_plane(names::TRUST_DOMAIN).unwrap();
     let config = server_auth_config(&bundle, &id).unwrap();
     let authority = Arc::from(plane.addr.to_string());
-    let channel = ControlPlane { authority, id, mark: None }.connect(config).await.unwrap();
+    let channel = ControlPlane { authority, id, mark: None }
+        .connect(config, &mut fastrand::Rng::with_seed(1))
+        .await
+        .unwrap();
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
     let request = CertifyRequest { token: token.into(), csr: request.der().to_vec() };

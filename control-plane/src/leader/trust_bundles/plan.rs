@@ -236,7 +236,8 @@ mod tests {
         for _ in 0..5000 {
             let name: Arc<str> = names[rng.usize(..4)].into();
             match rng.u8(..6) {
-                0 => plan.want(names.iter().filter(|_| rng.bool()).map(|n| (*n).into()).collect(), now),
+                0 => plan
+                    .want(names.iter().filter(|_| rng.bool()).map(|n| (*n).into()).collect(), now),
                 1 => plan.all_due(now),
                 2 => plan.touch(&name, now),
                 3 => writing.extend(plan.start(now)),
@@ -248,7 +249,12 @@ mod tests {
                 }
                 _ => now += Duration::from_millis(rng.u64(..700_000)),
             }
-            let waiting: BTreeSet<_> = plan.all.iter().filter(|(_, e)| !e.writing).map(|(n, e)| (e.next, n.clone())).collect();
+            let waiting: BTreeSet<_> = plan
+                .all
+                .iter()
+                .filter(|(_, e)| !e.writing)
+                .map(|(n, e)| (e.next, n.clone()))
+                .collect();
             assert_eq!(plan.queue, waiting);
         }
     }

@@ -9,7 +9,7 @@
 //! takes the lines of an error page for events, begins a watch that ends at once anew without a
 //! pause, and cannot tell a quiet watch from a dead one.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use kube::{Client, core::WatchEvent};
@@ -20,7 +20,7 @@ use super::{
     request::{self, Failure, Lines},
     status::{Status, plural},
 };
-use crate::source::{Event, Kind, Object};
+use crate::source::{Event, Kind, Name, Object};
 
 /// How long the API is asked to keep a watch, at least and at most: below the 5 minutes after which
 /// load balancers like to cut, and spread so that watches do not end together.
@@ -50,7 +50,9 @@ pub(super) enum Told {
 pub(super) fn reflect<K: Watched>(
     (client, status, rng): (Client, Arc<Status>, fastrand::Rng),
 ) -> impl Stream<Item = Told> + Send {
-    let reflector = Reflector { client, status, rng, phase: Phase::List, failures: 0, silent: 0 };
+    let known = HashMap::new();
+    let reflector =
+        Reflector { client, status, rng, known, phase: Phase::List, failures: 0, silent: 0 };
     stream::unfold(reflector, |mut reflector| async {
         let told = reflector.next::<K>().await;
         Some((told, reflector))
@@ -61,6 +63,9 @@ struct Reflector {
     client: Client,
     status: Arc<Status>,
     rng: fastrand::Rng,
+    /// What was told last. The index has the same objects: a new list thus costs the memory of
+    /// what changed, and what changed in fields that nobody reads (most of it) is not told.
+    known: HashMap<Name, Object>,
     phase: Phase,
     /// In a row.
     failures: u32,
@@ -76,8 +81,9 @@ enum Phase {
 
 /// How a watch went on.
 enum Step {
-    Told(Told),
-    Version,
+    Applied(Object),
+    Deleted(Object),
+    Bookmark,
     Ended,
     Silent,
 }
@@ -104,15 +110,21 @@ impl Reflector {
         let version = page.version().ok_or(Failure::Versionless)?.to_owned();
         loop {
             let more = page.more().map(str::to_owned);
-            objects.extend(page.items.into_iter().map(|item| item.object));
+            objects.extend(page.items.into_iter().map(|item| self.shared(item.object)));
             let Some(more) = more else { break };
             page = request::page::<K>(&self.client, Some(&more)).await?;
         }
         tracing::debug!(kind = plural(K::KIND), objects = objects.len(), version, "listed");
         self.status.listed(K::KIND, objects.len(), Instant::now());
+        self.known = objects.iter().map(|o| (o.name().clone(), o.clone())).collect();
         self.silent = 0;
         self.phase = Phase::Open { version };
         Ok(Some(Told::Listed(K::KIND, objects)))
+    }
+
+    /// The object as it is known, where it is the same.
+    fn shared(&self, new: Object) -> Object {
+        self.known.get(new.name()).filter(|known| **known == new).cloned().unwrap_or(new)
     }
 
     async fn open<K: Watched>(&mut self) -> Result<Option<Told>, Failure> {
@@ -133,12 +145,23 @@ impl Reflector {
             Err(_) => Step::Silent,
         };
         match step {
-            Step::Told(told) => {
+            Step::Applied(object) => {
                 *heard = true;
                 self.status.heard(K::KIND, Instant::now());
-                return Ok(Some(told));
+                if self.known.get(object.name()) != Some(&object) {
+                    self.known.insert(object.name().clone(), object.clone());
+                    self.status.has(K::KIND, self.known.len());
+                    return Ok(Some(Told::Changed(Event::Apply(object))));
+                }
             }
-            Step::Version => {
+            Step::Deleted(object) => {
+                *heard = true;
+                self.status.heard(K::KIND, Instant::now());
+                self.known.remove(object.name());
+                self.status.has(K::KIND, self.known.len());
+                return Ok(Some(Told::Changed(Event::Delete(object.key()))));
+            }
+            Step::Bookmark => {
                 *heard = true;
                 self.status.heard(K::KIND, Instant::now());
             }
@@ -204,20 +227,18 @@ fn read<K: Watched>(
     event: Option<WatchEvent<Reduced<K>>>,
     version: &mut String,
 ) -> Result<Step, Failure> {
-    let mut told = |reduced: Reduced<K>, event: fn(Object) -> Event| {
+    let mut of = |reduced: Reduced<K>, step: fn(Object) -> Step| {
         *version = reduced.version.filter(|v| !v.is_empty()).ok_or(Failure::Versionless)?;
-        Ok(Step::Told(Told::Changed(event(reduced.object))))
+        Ok(step(reduced.object))
     };
     match event {
-        Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-            told(object, Event::Apply)
-        }
-        Some(WatchEvent::Deleted(object)) => told(object, |object| Event::Delete(object.key())),
+        Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => of(object, Step::Applied),
+        Some(WatchEvent::Deleted(object)) => of(object, Step::Deleted),
         Some(WatchEvent::Bookmark(bookmark)) => {
             if !bookmark.metadata.resource_version.is_empty() {
                 *version = bookmark.metadata.resource_version;
             }
-            Ok(Step::Version)
+            Ok(Step::Bookmark)
         }
         Some(WatchEvent::Error(status)) => {
             let seconds = status.details.map(|details| details.retry_after_seconds);
@@ -235,8 +256,9 @@ fn read<K: Watched>(
 #[cfg(test)]
 pub(super) fn decoded<K: Watched>(line: &[u8]) -> Result<Option<Told>, Failure> {
     let mut version = String::new();
-    match read::<K>(Some(serde_json::from_slice(line)?), &mut version)? {
-        Step::Told(told) => Ok(Some(told)),
-        _ => Ok(None),
-    }
+    Ok(match read::<K>(Some(serde_json::from_slice(line)?), &mut version)? {
+        Step::Applied(object) => Some(Told::Changed(Event::Apply(object))),
+        Step::Deleted(object) => Some(Told::Changed(Event::Delete(object.key()))),
+        _ => None,
+    })
 }

@@ -23,6 +23,8 @@ pub struct Status {
 /// How the watch of one kind goes.
 #[derive(Debug, Clone, Default)]
 pub struct KindStatus {
+    /// Objects that are known.
+    pub objects: usize,
     /// Complete lists so far; more than one where the API has forgotten what followed the last.
     pub lists: u64,
     /// Failed requests and broken watches so far.
@@ -72,12 +74,18 @@ impl Status {
                 tracing::info!(kind = plural(kind), objects, "first list complete");
             }
             status.lists += 1;
+            status.objects = objects;
         });
     }
 
     /// The API has said something on a watch.
     pub(super) fn heard(&self, kind: Kind, now: Instant) {
         self.update(kind, now, |_| {});
+    }
+
+    /// So many are known now.
+    pub(super) fn has(&self, kind: Kind, objects: usize) {
+        self.change(kind, |status| status.objects = objects);
     }
 
     /// A request or a watch has failed; `problem` says what and the mend. Logged at once and, while

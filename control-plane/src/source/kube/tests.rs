@@ -123,8 +123,10 @@ fn line(what: &str, object: Value) -> String {
     json!({"type": what, "object": object}).to_string() + "\n"
 }
 
+/// A pod that is another with every version.
 fn pod(name: &str, version: &str) -> Value {
-    json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": version}})
+    json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": version},
+        "spec": {"nodeName": version, "containers": []}})
 }
 
 fn bookmark(version: &str) -> String {
@@ -301,6 +303,26 @@ async fn objects_split_over_chunks_are_put_together() {
         say(&frames, std::str::from_utf8(chunk).unwrap());
     }
     assert_eq!(source.next().await, ["+Pod shop/a", "-Pod shop/a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_in_fields_that_nobody_reads_is_not_told() {
+    let api = Api::default();
+    let (frames, watch) = watching();
+    let (_later, later_watch) = watching();
+    api.script(PODS, [list("1", &[pod("a", "1")]), watch, later_watch]);
+    let mut source = Source::start(&api);
+    source.next().await;
+    let mut same = pod("a", "1");
+    same["metadata"]["resourceVersion"] = json!("9");
+    same["status"] = json!({"message": "scheduled"});
+    say(&frames, &(line("MODIFIED", same) + &line("MODIFIED", pod("a", "10"))));
+    assert_eq!(source.next().await, ["+Pod shop/a"]);
+    say(&frames, &line("MODIFIED", pod("a", "10")));
+    drop(frames);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(source.batches.recv().now_or_never().is_none());
+    assert!(source.pods_asked()[2].ends_with("resourceVersion=10"), "its version counts");
 }
 
 #[tokio::test(start_paused = true)]

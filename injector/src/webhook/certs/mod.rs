@@ -28,6 +28,7 @@ use kube::{
     },
 };
 use remora_core::{drain, names::INJECTOR_TLS_SECRET};
+use rustls_pki_types::CertificateDer;
 use tokio::{sync::watch, time::Instant};
 
 use self::material::Material;
@@ -43,6 +44,9 @@ pub(crate) struct Timing {
     pub(crate) look: Duration,
     /// From the CA's arrival in the caBundles to the first use of its leaf.
     pub(crate) settle: Duration,
+    /// Between two certificates that one replica makes; replicas whose clocks disagree would
+    /// otherwise replace each other's without a pause.
+    pub(crate) apart: Duration,
     /// Longest wait for that where nothing is served yet.
     pub(crate) patience: Duration,
 }
@@ -52,6 +56,7 @@ impl Default for Timing {
         Self {
             look: Duration::from_secs(60),
             settle: Duration::from_secs(5),
+            apart: Duration::from_secs(10),
             patience: Duration::from_secs(30),
         }
     }
@@ -81,7 +86,7 @@ pub(crate) async fn keep(context: Context, newest: watch::Sender<Option<Arc<Mate
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &context.namespace);
     let only = watcher::Config::default().fields(&format!("metadata.name={INJECTOR_TLS_SECRET}"));
     let mut stream = std::pin::pin!(watcher(api.clone(), only).default_backoff());
-    let mut keeper = Keeper { api, newest, seen: Seen::Unknown, listed: None, context };
+    let mut keeper = Keeper { context, api, newest, seen: Seen::Unknown, listed: None, made: None };
     let mut pauses = Pauses::default();
     let mut next_look = Instant::now();
     loop {
@@ -98,9 +103,9 @@ pub(crate) async fn keep(context: Context, newest: watch::Sender<Option<Arc<Mate
             () = tokio::time::sleep_until(next_look) => {}
         }
         let wait = match keeper.reconcile().await {
-            Ok(()) => {
+            Ok(wait) => {
                 pauses.reset();
-                keeper.context.timing.look
+                wait
             }
             Err(error) => {
                 keeper.context.metrics.certificate_renewal("failed");
@@ -126,6 +131,8 @@ struct Keeper {
     seen: Seen,
     /// What a list that is under way has brought.
     listed: Option<Box<Secret>>,
+    /// When the last certificate was made here.
+    made: Option<Instant>,
 }
 
 impl Keeper {
@@ -139,17 +146,18 @@ impl Keeper {
         }
     }
 
-    /// Makes what is missing, bad or old, and tells what is there.
-    async fn reconcile(&mut self) -> Result<(), String> {
+    /// Makes what is missing, bad or old, and tells what is there; returns when to look again.
+    async fn reconcile(&mut self) -> Result<Duration, String> {
+        let look = self.context.timing.look;
         let now = (self.context.clock)();
         let (version, previous) = match &self.seen {
-            Seen::Unknown => return Ok(()),
+            Seen::Unknown => return Ok(look),
             Seen::Absent => (None, Vec::new()),
             Seen::Present(secret) => {
                 match Material::read(secret, &self.context.names, now) {
                     Ok(material) if !material.is_due(now) => {
                         self.tell(material);
-                        return Ok(());
+                        return Ok(look);
                     }
                     Ok(material) => {
                         tracing::info!("the serving certificate is due; making the next");
@@ -163,21 +171,29 @@ impl Keeper {
                 (secret.metadata.resource_version.clone(), material::roots_of(secret))
             }
         };
-        self.renew(version, previous, now).await
+        let too_soon = self.made.and_then(|made| {
+            self.context.timing.apart.checked_sub(made.elapsed()).filter(|wait| !wait.is_zero())
+        });
+        if let Some(wait) = too_soon {
+            return Ok(wait);
+        }
+        self.renew(version, previous, now).await.map(|()| look)
     }
 
     /// Replaces the Secret of that version, or makes one where there is none.
     async fn renew(
         &mut self,
         version: Option<String>,
-        mut previous: Vec<rustls_pki_types::CertificateDer<'static>>,
+        mut previous: Vec<CertificateDer<'static>>,
         now: SystemTime,
     ) -> Result<(), String> {
         // A Secret that was deleted took its CAs along; what replicas serve must stay trusted.
         if let Some(known) = self.newest.borrow().as_ref() {
-            previous.extend(
-                known.roots().iter().filter(|r| !previous.contains(r)).cloned().collect::<Vec<_>>(),
-            );
+            for root in known.roots() {
+                if !previous.contains(root) {
+                    previous.push(root.clone());
+                }
+            }
         }
         let material =
             Material::make(&self.context.names, &previous, now).map_err(|e| e.to_string())?;
@@ -193,6 +209,7 @@ impl Keeper {
             Ok(Ok(written)) => {
                 tracing::info!("serving certificate made");
                 self.context.metrics.certificate_renewal("made");
+                self.made = Some(Instant::now());
                 self.seen = Seen::Present(Box::new(written));
                 self.tell(material);
                 Ok(())

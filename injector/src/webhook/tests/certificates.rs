@@ -54,8 +54,12 @@ struct Replica {
 
 fn replica(api: &Api, clock: fn() -> SystemTime, settle: Duration) -> Replica {
     let (drain, watch) = Drain::new();
-    let timing =
-        Timing { look: Duration::from_millis(20), settle, patience: Duration::from_secs(20) };
+    let timing = Timing {
+        look: Duration::from_millis(20),
+        settle,
+        apart: Duration::ZERO,
+        patience: Duration::from_secs(20),
+    };
     let context = Context {
         client: api.client(),
         namespace: "remora-system".into(),

@@ -19,7 +19,13 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{START, api::Api, recorded, reviewer, reviews::twenty_containers, schema, time};
+use super::{
+    START,
+    api::Api,
+    recorded, reviewer,
+    reviews::{judge, twenty_containers},
+    schema, time,
+};
 use crate::webhook::{certs::material::Material, server};
 
 pub(super) const NAME: &str = "remora-injector.remora-system.svc";
@@ -179,20 +185,20 @@ async fn a_drain_answers_for_a_while_and_then_ends() {
     drop(server.api);
 }
 
-/// The figures go to the output; see the test without TLS beside it.
 #[tokio::test]
-async fn twenty_containers_through_tls() {
+async fn twenty_containers_are_answered_through_tls_within_ten_milliseconds() {
     let server = serve(Duration::ZERO).await;
     let mut sender = server.connect().await;
     let review = Bytes::from(twenty_containers().to_string());
-    let mut took = Vec::new();
-    for _ in 0..500 {
-        let started = tokio::time::Instant::now();
-        assert_eq!(send(&mut sender, post(review.clone())).await.0, StatusCode::OK);
-        took.push(started.elapsed());
+    let mut batches = Vec::new();
+    for _ in 0..5 {
+        let mut took = Vec::new();
+        for _ in 0..100 {
+            let started = tokio::time::Instant::now();
+            assert_eq!(send(&mut sender, post(review.clone())).await.0, StatusCode::OK);
+            took.push(started.elapsed());
+        }
+        batches.push(took);
     }
-    took.sort();
-    let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
-    println!("twenty containers over TLS: p50 {p50:?} p99 {p99:?}");
-    assert!(p50 < Duration::from_millis(10), "p50 {p50:?}");
+    judge("twenty containers over TLS", batches);
 }

@@ -6,6 +6,7 @@ mod https;
 mod namespaces;
 mod reviews;
 mod schema;
+mod written_events;
 
 use std::{
     sync::Arc,
