@@ -156,7 +156,8 @@ pub(super) fn pod(name: &str) -> Value {
 /// Whether a stored pod has its sidecar.
 pub(super) fn is_injected(pod: &Value) -> bool {
     let named = |container: &Value| container["name"] == "remora-proxy";
-    pod["spec"]["initContainers"].as_array().is_some_and(|all| all.iter().any(named))
+    let lists = [&pod["spec"]["initContainers"], &pod["spec"]["containers"]];
+    lists.into_iter().filter_map(Value::as_array).flatten().any(named)
 }
 
 /// What the two conditions of the webhooks say, as an API server would evaluate them.

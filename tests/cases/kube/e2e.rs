@@ -1,19 +1,20 @@
 //! All of it: the installation's flags and rights, admission, the rules that the injected init
 //! container writes, the injected sidecar, and applications that dial a Service's address.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use remora_cli::up::net::NODE;
 use remora_tests::{
     mesh::{POD_PORT, SERVICE_PORT},
     origin::{Origin, get},
+    sidecar::try_get,
     wait::eventually,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     cluster::{Cluster, Program, is_injected, pod},
-    kubelet::{Running, on_a_node},
+    kubelet::{Running, container, on_a_node},
     shop::{SHOP, slice},
 };
 use crate::proxy::change::Load;
@@ -31,12 +32,7 @@ fn pods_of_a_meshed_namespace_talk_mtls_through_churn_and_an_outage_of_the_contr
         let _apps = tokio::join!(serve(&one, "one"), serve(&two, "two"));
         node.ready(&[&one, &two]);
         let entry = (ORDERS, SERVICE_PORT).into();
-        // The control plane may learn of the endpoints a moment later.
-        let answered = move || async move {
-            eventually("an answer", async || get(entry).await.ok().filter(|a| a.status == 200))
-                .await
-        };
-        web.run(answered).await;
+        web.run(move || until_answered(entry)).await;
         let load = web.run(move || async move { Load::start(entry) }).await;
         load.passes(200).await;
         for server in [&one, &two] {
@@ -74,6 +70,64 @@ fn pods_of_a_meshed_namespace_talk_mtls_through_churn_and_an_outage_of_the_contr
     });
 }
 
+#[test]
+fn under_strict_policy_probes_are_answered_and_strangers_are_not() {
+    const NAME: &str = "kube::e2e::under_strict_policy_probes_are_answered_and_strangers_are_not";
+    on_a_node(NAME, async {
+        let node = Node::start().await;
+        let mut wanted = named("orders-1");
+        wanted["metadata"]["annotations"] =
+            json!({"config.remora.io/default-inbound-policy": "all-authenticated"});
+        let app = &mut wanted["spec"]["containers"][0];
+        app["readinessProbe"] = json!({"httpGet": {"path": "/healthz", "port": POD_PORT}});
+        app["livenessProbe"] = json!({"tcpSocket": {"port": POD_PORT}});
+        let orders = node.run(wanted).await;
+        let stored = node.cluster.api.object("pods", SHOP, "orders-1").unwrap();
+        let probe = |kind: &str| {
+            let get = &container(&stored, "app")[kind]["httpGet"];
+            let port = u16::try_from(get["port"].as_u64().unwrap()).unwrap();
+            (port, get["path"].as_str().unwrap().to_owned())
+        };
+        let ask = async |(port, path): (u16, String)| {
+            let (status, _) = try_get((orders.ip, port).into(), &path).await?;
+            Some(status)
+        };
+        let (port, path) = probe("livenessProbe");
+        assert_eq!((port, path.as_str()), (4191, "/probe/app/liveness"));
+        assert_eq!(ask((port, path.clone())).await, Some(503), "nobody listens yet");
+        serve(&orders, "hello").await;
+        // The policy is in force from the first moment; nobody is let in before it is known.
+        assert_eq!(ask((POD_PORT, "/".to_owned())).await, Some(403), "a stranger in plaintext");
+        assert_eq!(ask((port, path)).await, Some(200));
+        assert_eq!(ask(probe("readinessProbe")).await, Some(200));
+        let web = node.pod("web").await;
+        node.ready(&[&orders]);
+        web.run(|| until_answered((ORDERS, SERVICE_PORT).into())).await;
+    });
+}
+
+#[test]
+fn an_ordinary_container_serves_as_a_native_one_does() {
+    const NAME: &str = "kube::e2e::an_ordinary_container_serves_as_a_native_one_does";
+    on_a_node(NAME, async {
+        let node = Node::start().await;
+        let ordinary = async |name: &str| {
+            let mut wanted = named(name);
+            wanted["metadata"]["annotations"] =
+                json!({"config.remora.io/native-sidecar": "disabled"});
+            node.run(wanted).await
+        };
+        let (web, orders) = (ordinary("web").await, ordinary("orders-1").await);
+        let stored = node.cluster.api.object("pods", SHOP, "web").unwrap();
+        assert_eq!(stored["spec"]["containers"][0]["name"], "remora-proxy");
+        serve(&orders, "hello").await;
+        node.ready(&[&orders]);
+        web.run(|| until_answered((ORDERS, SERVICE_PORT).into())).await;
+        let mtls = [("tls", "mtls")];
+        assert!(orders.metric("remora_inbound_http_requests_total", &mtls).await >= 1);
+    });
+}
+
 /// The programs of an installation on the node.
 struct Node {
     cluster: Cluster,
@@ -103,13 +157,17 @@ impl Node {
 
     /// A pod through admission and to life.
     async fn pod(&self, name: &str) -> Running {
-        let mut wanted = pod(name);
-        wanted["spec"]["containers"][0]["ports"] = json!([{"containerPort": POD_PORT}]);
+        self.run(named(name)).await
+    }
+
+    /// The same with a pod of the test's own.
+    async fn run(&self, wanted: Value) -> Running {
         let admitted = self.cluster.create(SHOP, wanted).await.unwrap();
         assert!(is_injected(&admitted));
-        let number = match name {
-            "web" => 2,
-            name => 2 + name.rsplit('-').next().unwrap().parse::<u8>().unwrap(),
+        let name = admitted["metadata"]["name"].as_str().unwrap();
+        let number = match name.rsplit_once('-') {
+            Some((_, number)) => 2 + number.parse::<u8>().unwrap(),
+            None => 2,
         };
         Running::start(&self.cluster, &admitted, Ipv4Addr::new(10, 244, 0, number)).await
     }
@@ -118,6 +176,20 @@ impl Node {
     fn ready(&self, pods: &[&Running]) {
         write_slice(&self.cluster, pods);
     }
+}
+
+/// A pod with a port, whose number in its name is that of its address.
+fn named(name: &str) -> Value {
+    let mut wanted = pod(name);
+    wanted["spec"]["containers"][0]["ports"] = json!([{"containerPort": POD_PORT}]);
+    wanted
+}
+
+/// Asks until there is an answer: the control plane learns of endpoints a moment after they are
+/// written.
+async fn until_answered(entry: SocketAddr) {
+    let ask = async || get(entry).await.ok().filter(|answer| answer.status == 200);
+    eventually("an answer of the application", ask).await;
 }
 
 fn write_slice(cluster: &Cluster, pods: &[&Running]) {

@@ -95,18 +95,23 @@ impl Running {
         open(files.path());
         let init = container(&pod, "remora-init");
         let status = run(&jobs, {
-            let mut command = command(init);
+            let mut command = command_of(init);
             move || async move { command.status().unwrap() }
         });
         assert!(status.await.success(), "the init container of {name} failed");
         let proxy = container(&pod, "remora-proxy");
         let volumes = mount(cluster, &pod, proxy, files.path()).await;
-        let mut command = command(proxy);
+        let mut command = command_of(proxy);
         command.envs(environment(&pod, proxy, &volumes));
         let user = proxy["securityContext"]["runAsUser"].as_u64().unwrap();
         let user = u32::try_from(user).unwrap();
         command.uid(user).gid(user);
         let sidecar = run(&jobs, move || async move { command.spawn().unwrap() }).await;
+        if let Some(hook) = proxy["lifecycle"]["postStart"]["exec"]["command"].as_array() {
+            let mut hook = program(hook.iter());
+            let status = run(&jobs, move || async move { hook.status().unwrap() }).await;
+            assert!(status.success(), "the postStart hook of {name} failed");
+        }
         let running = Self { name, ip, jobs, sidecar, anchor, _files: files };
         eventually("a ready sidecar", async || {
             matches!(try_get((ip, 4191).into(), "/ready").await, Some((200, _))).then_some(())
@@ -186,24 +191,25 @@ where
     within("work inside the pod", done).await.unwrap()
 }
 
-fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
+/// A container of a pod, of either list.
+pub(super) fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
     let lists = [&pod["spec"]["initContainers"], &pod["spec"]["containers"]];
     let mut all = lists.into_iter().filter_map(Value::as_array).flatten();
     all.find(|one| one["name"] == name).unwrap_or_else(|| panic!("no container {name}"))
 }
 
-/// The container's command line, as the one program under test has it.
-fn command(container: &Value) -> Command {
-    assert_eq!(container["command"], json!(["/remora-proxy"]));
-    let args: Vec<&str> =
-        container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+/// A command line of the image's `remora-proxy`, as the one program under test has it.
+fn program<'a>(words: impl Iterator<Item = &'a Value>) -> Command {
+    let words: Vec<&str> = words.map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(words.first(), Some(&"/remora-proxy"));
     let mut command = Command::new(PROGRAM);
-    // `remora redirect` is `remora-proxy redirect`; the plain form is `remora proxy`.
-    if args.first().is_none_or(|first| first.starts_with('-')) {
-        command.arg("proxy");
-    }
-    command.args(args).env_clear().stdin(Stdio::null());
+    command.arg("proxy").args(&words[1..]).env_clear().stdin(Stdio::null());
     command
+}
+
+fn command_of(container: &Value) -> Command {
+    let words = [&container["command"], &container["args"]];
+    program(words.into_iter().filter_map(Value::as_array).flatten())
 }
 
 /// The environment with the downward API's fields filled in.
