@@ -2,7 +2,7 @@
 //! with the flags of their Deployments and the rights of their ServiceAccounts.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     process::Command,
     thread::JoinHandle,
     time::Duration,
@@ -10,7 +10,10 @@ use std::{
 
 use clap::Parser;
 use parking_lot::Mutex;
-use remora_core::drain::{self, Drain};
+use remora_core::{
+    drain::{self, Drain},
+    names::SYSTEM_NAMESPACE,
+};
 use remora_injector::webhook;
 use remora_tests::{
     apiserver::ApiServer,
@@ -63,7 +66,8 @@ impl Cluster {
         args.push(format!("--kubeconfig={}", kubeconfig.path().display()));
         args.extend(more.iter().map(|flag| (*flag).to_owned()));
         let args = flags::<remora_control_plane::Args>(args);
-        Program::start("control-plane", async move |listener, admin, drain| {
+        let at = (args.listen.ip().to_canonical() != Ipv6Addr::UNSPECIFIED).then_some(args.listen);
+        Program::start_at(at, "control-plane", async move |listener, admin, drain| {
             let result = remora_control_plane::app::serve(args, listener, admin, None, drain).await;
             drop(kubeconfig);
             result
@@ -76,9 +80,20 @@ impl Cluster {
         self.api.route_service("remora-system", "remora-injector", 443, injector.addr);
     }
 
+    /// Changes a flag of a Deployment's container, as somebody does who edits it.
+    pub(super) fn set_flag(&self, deployment: &str, flag: &str, value: &str) {
+        let mut object = self.api.object("deployments", SYSTEM_NAMESPACE, deployment).unwrap();
+        let args = &mut object["spec"]["template"]["spec"]["containers"][0]["args"];
+        let args = args.as_array_mut().unwrap();
+        let prefix = format!("--{flag}=");
+        args.retain(|arg| !arg.as_str().unwrap().starts_with(&prefix));
+        args.push(json!(format!("{prefix}{value}")));
+        self.api.put(object);
+    }
+
     /// The command line of a Deployment's container, as clap takes it.
     fn flags(&self, deployment: &str) -> Vec<String> {
-        let object = self.api.object("deployments", "remora-system", deployment).unwrap();
+        let object = self.api.object("deployments", SYSTEM_NAMESPACE, deployment).unwrap();
         let container = &object["spec"]["template"]["spec"]["containers"][0];
         let args = container["args"].as_array().unwrap().iter();
         let args = args.map(|arg| arg.as_str().unwrap().to_owned());
@@ -141,7 +156,8 @@ pub(super) fn pod(name: &str) -> Value {
 /// Whether a stored pod has its sidecar.
 pub(super) fn is_injected(pod: &Value) -> bool {
     let named = |container: &Value| container["name"] == "remora-proxy";
-    pod["spec"]["initContainers"].as_array().is_some_and(|all| all.iter().any(named))
+    let lists = [&pod["spec"]["initContainers"], &pod["spec"]["containers"]];
+    lists.into_iter().filter_map(Value::as_array).flatten().any(named)
 }
 
 /// What the two conditions of the webhooks say, as an API server would evaluate them.
@@ -181,12 +197,25 @@ impl Program {
         R: FnOnce(TcpListener, TcpListener, drain::Watch) -> F + Send + 'static,
         F: Future<Output = anyhow::Result<()>>,
     {
-        let listen = async || {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::start_at(None, name, run).await
+    }
+
+    /// The same with an address for the first.
+    pub(super) async fn start_at<R, F>(at: Option<SocketAddr>, name: &str, run: R) -> Self
+    where
+        R: FnOnce(TcpListener, TcpListener, drain::Watch) -> F + Send + 'static,
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = async |addr: SocketAddr| {
+            // A former listener there may be on its way out.
+            let bind = async || TcpListener::bind(addr).await.ok();
+            let listener = eventually("a free address", bind).await;
             let addr = listener.local_addr().unwrap();
             (listener.into_std().unwrap(), addr)
         };
-        let ((listener, addr), (admin_listener, admin)) = (listen().await, listen().await);
+        let (listener, addr) = listen(at.unwrap_or(any)).await;
+        let (admin_listener, admin) = listen(any).await;
         let (drain, watch) = Drain::new();
         let (kill, killed) = oneshot::channel();
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {

@@ -4,9 +4,11 @@
 
 mod cluster;
 mod double;
+mod e2e;
 mod fidelity;
 mod identity;
 mod injector;
+mod kubelet;
 mod plane;
 mod shop;
 mod uninstall;

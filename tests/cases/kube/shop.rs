@@ -1,7 +1,11 @@
 //! A meshed namespace: pods and EndpointSlices as controllers and kubelets would write them, the
 //! control plane that watches them, and real sidecars.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use k8s_openapi::ByteString;
 use remora_core::names;
@@ -93,18 +97,9 @@ impl Shop {
 
     /// Writes the one EndpointSlice of a Service.
     pub(super) fn slice(&self, service: &str, ready: &[&Pod]) {
-        let endpoint = |pod: &&Pod| {
-            json!({"addresses": [pod.ip], "nodeName": "node1", "zone": "zone-a",
-                   "conditions": {"ready": true, "serving": true, "terminating": false},
-                   "targetRef": {"kind": "Pod", "name": pod.name, "namespace": SHOP}})
-        };
-        let endpoints: Vec<Value> = ready.iter().map(endpoint).collect();
-        self.cluster.api.put(json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {"name": format!("{service}-x"), "namespace": SHOP,
-                         "labels": {"kubernetes.io/service-name": service}},
-            "endpoints": endpoints, "ports": [{"name": "", "port": POD_PORT, "protocol": "TCP"}],
-        }));
+        let ready: Vec<(&str, Ipv4Addr)> =
+            ready.iter().map(|pod| (pod.name.as_str(), pod.ip)).collect();
+        self.cluster.api.put(slice(service, &ready));
     }
 
     /// Starts a pod's sidecar, with a listener for each of the Services that its application
@@ -175,6 +170,22 @@ impl Shop {
     pub(super) async fn certify(&self, token: &str) -> Result<CertifyResponse, tonic::Status> {
         certify(&self.plane, &bundle(&self.cluster, SHOP).await, token).await
     }
+}
+
+/// The one EndpointSlice of a Service, with these pods ready.
+pub(super) fn slice(service: &str, ready: &[(&str, Ipv4Addr)]) -> Value {
+    let endpoint = |(name, ip): &(&str, Ipv4Addr)| {
+        json!({"addresses": [ip], "nodeName": "node1", "zone": "zone-a",
+               "conditions": {"ready": true, "serving": true, "terminating": false},
+               "targetRef": {"kind": "Pod", "name": name, "namespace": SHOP}})
+    };
+    let endpoints: Vec<Value> = ready.iter().map(endpoint).collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": format!("{service}-x"), "namespace": SHOP,
+                     "labels": {"kubernetes.io/service-name": service}},
+        "endpoints": endpoints, "ports": [{"name": "", "port": POD_PORT, "protocol": "TCP"}],
+    })
 }
 
 /// Endpoints of a Service that a replica knows, by pod.

@@ -157,7 +157,7 @@ impl Token {
 
     fn decode(token: &str) -> Option<Self> {
         let mut coded = token.replace('-', "+").replace('_', "/");
-        while coded.len() % 4 != 0 {
+        while !coded.len().is_multiple_of(4) {
             coded.push('=');
         }
         let bytes: ByteString = serde_json::from_value(json!(coded)).ok()?;
