@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{demo, up};
+use crate::{check, demo, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ enum Program {
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
 
+    /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
+    Check(check::Args),
     /// Write sidecars into manifests, as the webhook does in a cluster.
     Inject(remora_injector::cli::Args),
     /// The sidecar.
@@ -91,6 +93,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
+        Program::Check(args) => report(check::run(&args)),
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
         Program::Proxy(program) => report(proxy(program)),
         Program::ControlPlane(program) => report(control_plane(program)),
