@@ -25,3 +25,15 @@ instructions *ARGS:
 bench *ARGS:
     cargo build --release -p remora-proxy -p remora-control-plane
     tests/bench/run {{ARGS}}
+
+# The image.
+image TAG="ghcr.io/remora-io/remora:dev":
+    docker build -t {{TAG}} .
+
+# The files of the image, in a directory, without Docker.
+image-rootfs DIR:
+    deploy/image-rootfs {{DIR}}
+
+# The Helm chart, made anew from deploy/templates and deploy/values.yaml.
+helm-chart:
+    cargo run -p remora-cli -- install --helm-chart deploy/helm/remora

@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{check, demo, up};
+use crate::{check, demo, install, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -30,12 +30,18 @@ enum Program {
 
     /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
     Check(check::Args),
+    /// Write the objects of an installation: remora install | kubectl apply -f -
+    Install(install::Args),
+    /// Remove Remora from a cluster.
+    Uninstall(install::uninstall::Args),
     /// Write sidecars into manifests, as the webhook does in a cluster.
     Inject(remora_injector::cli::Args),
     /// The sidecar.
-    Proxy(Logged<remora_proxy::config::Args>),
+    Proxy(remora_proxy::program::Program),
     /// Discovery and identity.
     ControlPlane(Logged<remora_control_plane::Args>),
+    /// The admission webhook that writes sidecars into pods.
+    Injector(Logged<remora_injector::webhook::Args>),
     /// Put the interception rules of a pod in force, or remove them.
     Redirect(remora_proxy::redirect::Args),
 
@@ -94,9 +100,14 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Demo(args) => demo::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
         Program::Check(args) => report(check::run(&args)),
+        Program::Install(args) => report(install::run(args)),
+        Program::Uninstall(args) => report(install::uninstall::run(&args)),
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
-        Program::Proxy(program) => report(proxy(program)),
+        Program::Proxy(program) => {
+            report(remora_proxy::program::run(program).map(|()| ExitCode::SUCCESS))
+        }
         Program::ControlPlane(program) => report(control_plane(program)),
+        Program::Injector(program) => report(injector(program)),
         Program::Redirect(args) => {
             report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))
         }
@@ -110,20 +121,17 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn proxy(program: Logged<remora_proxy::config::Args>) -> anyhow::Result<ExitCode> {
-    let log = program.log()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let stop = remora_proxy::app::signals()?;
-        remora_proxy::app::run(program.args, Some(log), stop).await
-    })?;
-    Ok(ExitCode::SUCCESS)
-}
-
 fn control_plane(program: Logged<remora_control_plane::Args>) -> anyhow::Result<ExitCode> {
     let log = program.log()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remora_control_plane::until_signal(program.args, log))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn injector(program: Logged<remora_injector::webhook::Args>) -> anyhow::Result<ExitCode> {
+    let log = program.log()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(remora_injector::webhook::until_signal(program.args, log))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,7 @@
 //! - [`index`] objects in, answers out; pure;
 //! - [`discovery`] the index over gRPC;
 //! - [`identity`] the certificate authority;
+//! - [`leader`] what one replica of several writes: trust bundles, Events;
 //! - [`server`] the listener with its own certificate;
 //! - [`app`] puts them together.
 
@@ -12,6 +13,7 @@ pub mod app;
 pub mod discovery;
 pub mod identity;
 pub mod index;
+pub mod leader;
 pub mod metrics;
 mod pages;
 pub mod server;

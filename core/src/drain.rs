@@ -5,10 +5,14 @@
 
 use std::{future::Future, time::Duration};
 
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFuture},
     task::TaskTracker,
 };
+
+/// How often [`Drain::drain_once_quiet`] looks.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The side that starts the drain and waits for its end.
 #[derive(Debug)]
@@ -20,6 +24,7 @@ pub struct Drain {
 #[derive(Debug, Clone)]
 pub struct Watch {
     draining: CancellationToken,
+    closing: CancellationToken,
     aborted: CancellationToken,
     tasks: TaskTracker,
 }
@@ -39,6 +44,7 @@ impl Drain {
     pub fn new() -> (Self, Watch) {
         let watch = Watch {
             draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
             aborted: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -47,7 +53,7 @@ impl Drain {
 
     /// Begins draining, waits up to `grace` for all tracked work, then aborts what is left.
     pub async fn drain(self, grace: Duration) -> Drained {
-        self.watch.draining.cancel();
+        self.watch.start();
         self.watch.tasks.close();
         if tokio::time::timeout(grace, self.watch.tasks.wait()).await.is_ok() {
             return Drained::Clean;
@@ -56,12 +62,39 @@ impl Drain {
         self.watch.aborted.cancel();
         Drained::Aborted(left)
     }
+
+    /// Begins draining, but goes on accepting until no tracked work was seen for `quiet`; then as
+    /// [`Drain::drain`]. `grace` is the bound of both together.
+    ///
+    /// For a server that others still need while they end themselves.
+    pub async fn drain_once_quiet(self, quiet: Duration, grace: Duration) -> Drained {
+        self.watch.draining.cancel();
+        let deadline = Instant::now() + grace;
+        let silence = async {
+            let mut since = Instant::now();
+            while since.elapsed() < quiet {
+                sleep(LOOK.min(quiet)).await;
+                if !self.watch.tasks.is_empty() {
+                    since = Instant::now();
+                }
+            }
+        };
+        // Over time or not: what follows is the same.
+        _ = timeout_at(deadline, silence).await;
+        self.drain(deadline.saturating_duration_since(Instant::now())).await
+    }
 }
 
 impl Watch {
     /// Resolves when draining begins. May be awaited any number of times.
     pub fn draining(&self) -> WaitForCancellationFuture<'_> {
         self.draining.cancelled()
+    }
+
+    /// Resolves when nothing new is to be accepted: with the beginning of the drain, or, where that
+    /// waits for quiet, after it. May be awaited any number of times.
+    pub fn closing(&self) -> WaitForCancellationFuture<'_> {
+        self.closing.cancelled()
     }
 
     /// Whether draining has begun.
@@ -73,6 +106,7 @@ impl Watch {
     /// Begins draining without waiting for it, for example from the admin endpoint.
     pub fn start(&self) {
         self.draining.cancel();
+        self.closing.cancel();
     }
 
     /// Wraps work that the drain waits for; it is dropped when the deadline passes.
@@ -111,6 +145,38 @@ mod tests {
         let (drain, watch) = Drain::new();
         let work = tokio::spawn(watch.track(std::future::pending::<()>()));
         assert_eq!(drain.drain(Duration::from_secs(1)).await, Drained::Aborted(1));
+        assert_eq!(work.await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_comes_while_others_end_is_still_accepted() {
+        let (drain, watch) = Drain::new();
+        let begun = Instant::now();
+        let late = tokio::spawn({
+            let watch = watch.clone();
+            async move {
+                sleep(Duration::from_secs(3)).await;
+                assert!(watch.is_draining() && !watch.closing.is_cancelled());
+                watch.track(sleep(Duration::from_secs(4))).await
+            }
+        });
+        let quiet = Duration::from_secs(5);
+        let drained = drain.drain_once_quiet(quiet, Duration::from_secs(30)).await;
+        assert_eq!(drained, Drained::Clean);
+        assert_eq!(late.await.unwrap(), Some(()));
+        let took = begun.elapsed();
+        assert!((12..13).contains(&took.as_secs()), "{took:?}");
+        assert!(watch.closing.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_grace_bounds_the_wait_for_quiet() {
+        let (drain, watch) = Drain::new();
+        let work = tokio::spawn(watch.track(std::future::pending::<()>()));
+        let begun = Instant::now();
+        let grace = Duration::from_secs(7);
+        let drained = drain.drain_once_quiet(Duration::from_secs(5), grace).await;
+        assert_eq!((drained, begun.elapsed()), (Drained::Aborted(1), grace));
         assert_eq!(work.await.unwrap(), None);
     }
 }

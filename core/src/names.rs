@@ -27,6 +27,8 @@ pub const LEADER_LEASE: &str = "remora-control-plane";
 pub const INJECTOR_TLS_SECRET: &str = "remora-injector-tls";
 /// Name of the MutatingWebhookConfiguration.
 pub const WEBHOOK_CONFIGURATION: &str = "remora-injector";
+/// Name of the proxy's container in a pod.
+pub const PROXY_CONTAINER: &str = "remora-proxy";
 /// HTTP path of the webhook.
 pub const WEBHOOK_PATH: &str = "/mutate";
 
@@ -44,6 +46,8 @@ pub mod ports {
     pub const CONTROL_PLANE_ADMIN: u16 = 9990;
     /// Webhook of the injector.
     pub const INJECTOR: u16 = 8443;
+    /// The node's agent that writes redirect rules for pods that may not.
+    pub const REDIRECT_AGENT: u16 = 4193;
     /// Admin HTTP of the injector.
     pub const INJECTOR_ADMIN: u16 = 9995;
 }

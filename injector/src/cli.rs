@@ -12,6 +12,7 @@ use remora_core::names::annotations;
 
 use crate::{
     decide::{Decision, Settings},
+    proxy_settings::NativeSidecar,
     stream::{StreamError, inject_stream},
 };
 
@@ -40,6 +41,9 @@ pub struct Args {
     /// Trust domain of the mesh.
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
+    /// Whether the cluster has native sidecars (Kubernetes 1.29): auto, enabled or disabled.
+    #[arg(long, value_name = "WHETHER", default_value = "auto")]
+    native_sidecar: NativeSidecar,
 }
 
 /// Why nothing was written.
@@ -124,7 +128,8 @@ fn read(path: &PathBuf, stdin: &mut impl Read) -> io::Result<String> {
 
 impl Args {
     fn settings(&self) -> Settings {
-        let mut settings = Settings::default();
+        let native_sidecar = self.native_sidecar != NativeSidecar::Disabled;
+        let mut settings = Settings { native_sidecar, ..Settings::default() };
         for (given, field) in [
             (&self.proxy_image, &mut settings.proxy_image),
             (&self.control_plane, &mut settings.control_plane),

@@ -11,9 +11,12 @@ pub mod inject;
 mod pod;
 pub mod proxy_settings;
 pub mod stream;
+pub mod webhook;
 
-pub use decide::{Decision, NamespaceInfo, Plan, Refusal, Settings, SkipReason, decide};
+pub use decide::{
+    Decision, Form, NamespaceInfo, Plan, ProxiedProbe, Refusal, Scope, Settings, SkipReason, decide,
+};
 pub use inject::{inject, patch};
 pub use pod::{Owner, owner};
-pub use proxy_settings::{AccessLog, ProxySettings, Resources};
+pub use proxy_settings::{AccessLog, NativeSidecar, ProxySettings, Resources};
 pub use stream::{InjectedStream, StreamError, inject_stream};

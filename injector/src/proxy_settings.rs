@@ -29,6 +29,8 @@ pub struct ProxySettings {
     pub access_log: AccessLog,
     /// Who may call where no policy says otherwise.
     pub default_inbound_policy: DefaultPolicy,
+    /// As what the proxy runs.
+    pub native_sidecar: NativeSidecar,
 }
 
 /// Requests and limits of the proxy's container, in Kubernetes' quantities.
@@ -60,6 +62,18 @@ pub enum AccessLog {
     All,
 }
 
+/// As what the proxy runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NativeSidecar {
+    /// A native sidecar where the cluster has them.
+    #[default]
+    Auto,
+    /// A native sidecar: an init container that stays (Kubernetes 1.29).
+    Enabled,
+    /// An ordinary container.
+    Disabled,
+}
+
 impl Default for ProxySettings {
     fn default() -> Self {
         Self {
@@ -68,10 +82,11 @@ impl Default for ProxySettings {
             skip_subnets: Vec::new(),
             opaque_ports: PortSet::of(&DEFAULT_OPAQUE_PORTS),
             log_level: "info".to_owned(),
-            resources: Resources::default(),
+            resources: Resources::of_a_sidecar(),
             shutdown_grace_period: Duration::from_secs(30),
             access_log: AccessLog::default(),
             default_inbound_policy: DefaultPolicy::default(),
+            native_sidecar: NativeSidecar::default(),
         }
     }
 }
@@ -109,32 +124,45 @@ impl ProxySettings {
                 .unwrap_or(defaults.access_log),
             default_inbound_policy: read(map, annotations::DEFAULT_INBOUND_POLICY, str::parse)?
                 .unwrap_or(defaults.default_inbound_policy),
+            native_sidecar: read(map, annotations::NATIVE_SIDECAR, str::parse)?
+                .unwrap_or(defaults.native_sidecar),
         })
     }
 }
 
 impl Resources {
+    /// What a proxy gets where nobody says otherwise: little is set aside, memory has a bound so
+    /// that a leak ends one proxy and not the node, CPU has none because a limit costs latency.
+    #[must_use]
+    pub fn of_a_sidecar() -> Self {
+        let quantity = |text: &str| Some(Quantity(text.to_owned()));
+        Self {
+            cpu_request: quantity("10m"),
+            cpu_limit: None,
+            memory_request: quantity("32Mi"),
+            memory_limit: quantity("250Mi"),
+        }
+    }
+
     fn read(map: &BTreeMap<String, String>, defaults: &Self) -> Result<Self, InvalidAnnotation> {
-        let quantity = |key, default: &Option<Quantity>| {
-            Ok(read(map, key, str::parse)?.or_else(|| default.clone()))
+        let pair = |request: &str,
+                    limit: &str,
+                    default: (&Option<_>, &Option<_>)|
+         -> Result<_, InvalidAnnotation> {
+            let said = (read(map, request, str::parse)?, read(map, limit, str::parse)?);
+            pair(request, said, default)
         };
-        let resources = Self {
-            cpu_request: quantity(annotations::PROXY_CPU_REQUEST, &defaults.cpu_request)?,
-            cpu_limit: quantity(annotations::PROXY_CPU_LIMIT, &defaults.cpu_limit)?,
-            memory_request: quantity(annotations::PROXY_MEMORY_REQUEST, &defaults.memory_request)?,
-            memory_limit: quantity(annotations::PROXY_MEMORY_LIMIT, &defaults.memory_limit)?,
-        };
-        within(
+        let (cpu_request, cpu_limit) = pair(
             annotations::PROXY_CPU_REQUEST,
-            resources.cpu_request.as_ref(),
-            resources.cpu_limit.as_ref(),
+            annotations::PROXY_CPU_LIMIT,
+            (&defaults.cpu_request, &defaults.cpu_limit),
         )?;
-        within(
+        let (memory_request, memory_limit) = pair(
             annotations::PROXY_MEMORY_REQUEST,
-            resources.memory_request.as_ref(),
-            resources.memory_limit.as_ref(),
+            annotations::PROXY_MEMORY_LIMIT,
+            (&defaults.memory_request, &defaults.memory_limit),
         )?;
-        Ok(resources)
+        Ok(Self { cpu_request, cpu_limit, memory_request, memory_limit })
     }
 
     /// Workers of the proxy: the CPU limit rounded up, one where there is none.
@@ -144,19 +172,30 @@ impl Resources {
     }
 }
 
-fn within(
+type Pair = (Option<Quantity>, Option<Quantity>);
+
+/// Request and limit. A default gives way to what is said: to a limit below it, a request above it.
+fn pair(
     key: &str,
-    request: Option<&Quantity>,
-    limit: Option<&Quantity>,
-) -> Result<(), InvalidAnnotation> {
-    match (request, limit) {
+    said: Pair,
+    (request, limit): (&Option<Quantity>, &Option<Quantity>),
+) -> Result<Pair, InvalidAnnotation> {
+    let above = |request: &Option<Quantity>, limit: &Option<Quantity>| match (request, limit) {
+        (Some(request), Some(limit)) => request.value() > limit.value(),
+        _ => false,
+    };
+    match said {
         (Some(request), Some(limit)) if request.value() > limit.value() => Err(InvalidAnnotation {
             key: key.to_owned(),
             problem: format!(
                 "the request {request} is above the limit {limit}; lower it or raise the limit"
             ),
         }),
-        _ => Ok(()),
+        (None, said @ Some(_)) if above(request, &said) => Ok((said.clone(), said)),
+        (said @ Some(_), None) if above(&said, limit) => Ok((said.clone(), said)),
+        (said_request, said_limit) => {
+            Ok((said_request.or_else(|| request.clone()), said_limit.or_else(|| limit.clone())))
+        }
     }
 }
 
@@ -235,6 +274,19 @@ impl fmt::Display for AccessLog {
     }
 }
 
+impl FromStr for NativeSidecar {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "enabled" => Ok(Self::Enabled),
+            "disabled" => Ok(Self::Disabled),
+            other => Err(format!("{other:?} is none of auto, enabled and disabled")),
+        }
+    }
+}
+
 /// The common part of the filter syntax: `level` and `target=level`, comma-separated.
 fn parse_log_filter(s: &str) -> Result<String, String> {
     let level = |word: &str| {
@@ -285,6 +337,11 @@ mod tests {
             (annotations::SHUTDOWN_GRACE_PERIOD, "30"),
             (annotations::ACCESS_LOG, "yes"),
             (annotations::DEFAULT_INBOUND_POLICY, "allow"),
+            (annotations::NATIVE_SIDECAR, "true"),
+            (annotations::SKIP_OUTBOUND_PORTS, "0"),
+            (annotations::OPAQUE_PORTS, "80-"),
+            (annotations::PROXY_CPU_REQUEST, "-1"),
+            (annotations::PROXY_MEMORY_REQUEST, "32MiB"),
         ] {
             assert_eq!(read_one(key, bad).unwrap_err().key, key, "{bad}");
         }
@@ -297,6 +354,21 @@ mod tests {
             assert_eq!(settings.resources.workers(), workers, "{limit}");
         }
         assert_eq!(Resources::default().workers(), 1);
+    }
+
+    #[test]
+    fn a_default_gives_way_to_what_is_said() {
+        let memory = |key, value| {
+            let resources = read_one(key, value).unwrap().resources;
+            let text = |q: Option<Quantity>| q.map(|q| q.to_string()).unwrap_or_default();
+            (text(resources.memory_request), text(resources.memory_limit))
+        };
+        let pair = |request: &str, limit: &str| (request.to_owned(), limit.to_owned());
+        assert_eq!(memory(annotations::ACCESS_LOG, "off"), pair("32Mi", "250Mi"));
+        assert_eq!(memory(annotations::PROXY_MEMORY_LIMIT, "20Mi"), pair("20Mi", "20Mi"));
+        assert_eq!(memory(annotations::PROXY_MEMORY_LIMIT, "1Gi"), pair("32Mi", "1Gi"));
+        assert_eq!(memory(annotations::PROXY_MEMORY_REQUEST, "1Gi"), pair("1Gi", "1Gi"));
+        assert_eq!(memory(annotations::PROXY_MEMORY_REQUEST, "64Mi"), pair("64Mi", "250Mi"));
     }
 
     #[test]

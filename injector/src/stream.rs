@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use crate::{
-    decide::{Decision, NamespaceInfo, Settings, decide},
+    decide::{Decision, NamespaceInfo, Scope, Settings, decide},
     inject::inject_value,
 };
 
@@ -36,7 +36,10 @@ impl fmt::Display for ObjectReport {
         write!(f, "{} {}: ", self.kind, self.name)?;
         match &self.decision {
             Decision::Inject(plan) => {
-                f.write_str("injected")?;
+                f.write_str(match plan.scope {
+                    Scope::Sidecar => "injected",
+                    Scope::Probes => "had a sidecar, probes that came later pointed at it",
+                })?;
                 plan.warnings.iter().try_for_each(|warning| write!(f, "; warning: {warning}"))
             }
             Decision::Skip(reason) => write!(f, "{reason}"),

@@ -53,6 +53,6 @@ fn inputs() -> Vec<PathBuf> {
         .filter(|path| path.to_string_lossy().ends_with(".input.yaml"))
         .collect();
     inputs.sort();
-    assert!(inputs.len() >= 12, "golden templates are missing");
+    assert!(inputs.len() >= 36, "golden templates are missing");
     inputs
 }

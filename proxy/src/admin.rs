@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Json, Router,
     extract::{ConnectInfo, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode, Uri, header},
     routing::{get, post},
 };
 use remora_core::admin::Admin;
@@ -17,6 +17,7 @@ use crate::{
     config::Args,
     decisions::Decisions,
     discovery::{Discovery, Endpoint, Resolution, ServiceState, Target},
+    probe::{Failure, Prober},
     tls::identity::Identity,
 };
 
@@ -35,6 +36,8 @@ pub struct View {
     pub drain: remora_core::drain::Watch,
     /// Ends the process, after a drain.
     pub shutdown: tokio_util::sync::CancellationToken,
+    /// Probes in the application's stead.
+    pub prober: Prober,
 }
 
 /// All routes.
@@ -47,6 +50,7 @@ pub fn router(admin: Admin, view: View) -> Router {
         .route("/decisions", get(decisions))
         .route("/drain", post(drain))
         .route("/shutdown", post(shutdown))
+        .route("/probe/{container}/{kind}", get(probe))
         .with_state(view);
     remora_core::admin::router(admin).merge(own)
 }
@@ -159,6 +163,21 @@ fn endpoint(endpoint: &Endpoint, state: &ServiceState, now: std::time::Instant) 
             "next_probe_ms": breaker.next_probe().map(|at| at.saturating_duration_since(now).as_millis()),
         },
     })
+}
+
+async fn probe(State(view): State<View>, uri: Uri, headers: HeaderMap) -> (StatusCode, String) {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
+    match view.prober.run(uri.path(), agent).await {
+        Ok(()) => (StatusCode::OK, "passed\n".to_owned()),
+        Err(failure) => {
+            tracing::debug!(probe = uri.path(), %failure, "probe failed");
+            let status = match failure {
+                Failure::Unknown => StatusCode::NOT_FOUND,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            (status, format!("{failure}\n"))
+        }
+    }
 }
 
 // What changes the proxy is accepted from its own pod only: who can reach the pod must not be able

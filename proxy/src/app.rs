@@ -12,7 +12,7 @@ use remora_core::{
     telemetry::LogHandle,
 };
 use remora_proto::v1 as pb;
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     discovery::{self, Discovery, Limits, snapshot::Snapshot},
     metrics::{Metrics, ProcessCollector},
     net::{connect::Connector, listener},
+    probe::Prober,
     runtime,
     shared::Shared,
     tls::{certify, channel::ControlPlane, identity::Identity},
@@ -49,7 +50,7 @@ pub async fn run(
     };
     let workers = args.workers.map_or_else(default_workers, usize::from);
     let (listeners, own) = runtime::listen(&args, workers)?;
-    let admin_listener = listener::bind(args.admin_listen, 1)?.remove(0);
+    let admin_listeners = admin_listeners(&args)?;
     let args = Arc::new(args);
 
     let mut rng = fastrand::Rng::new();
@@ -62,9 +63,11 @@ pub async fn run(
     let shutdown = CancellationToken::new();
     let (admin_drain, admin_watch) = Drain::new();
     let router = admin_router(&args, &shared, log, &shutdown);
-    let admin_listener = tokio::net::TcpListener::from_std(admin_listener)?;
-    let admin =
-        tokio::spawn(remora_core::admin::serve(admin_listener, router, admin_watch.clone()));
+    let mut admin = JoinSet::new();
+    for socket in admin_listeners {
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        admin.spawn(remora_core::admin::serve(socket, router.clone(), admin_watch.clone()));
+    }
     tracing::info!(workers, pod = %args.pod_name, "proxy started");
     tokio::select! {
         () = stop => {}
@@ -72,9 +75,14 @@ pub async fn run(
         // Says when it is ready, and then has nothing more to do.
         () = async { report_ready(&shared, started).await; std::future::pending().await } => {}
     }
-    let grace = args.shutdown_grace_period;
-    tracing::info!(?grace, "draining");
-    match drain.drain(grace).await {
+    let (linger, grace) = (args.shutdown_linger, args.shutdown_grace_period);
+    tracing::info!(?linger, ?grace, "draining");
+    let drained = if linger.is_zero() {
+        drain.drain(grace).await
+    } else {
+        drain.drain_once_quiet(linger, grace).await
+    };
+    match drained {
         Drained::Clean => tracing::info!("drained"),
         Drained::Aborted(left) => tracing::warn!(left, "grace period over, connections cut"),
     }
@@ -86,8 +94,18 @@ pub async fn run(
         // A worker that panicked has said so already.
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
-    admin.abort();
+    admin.abort_all();
     Ok(())
+}
+
+/// One for each family, as for traffic: a kubelet asks the pod's first address.
+fn admin_listeners(args: &Args) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    let twin = listener::ipv6_twin(args.admin_listen).filter(|_| listener::has_ipv6());
+    let mut sockets = Vec::new();
+    for address in [Some(args.admin_listen), twin].into_iter().flatten() {
+        sockets.extend(listener::bind(address, 1)?);
+    }
+    Ok(sockets)
 }
 
 fn default_workers() -> usize {
@@ -166,6 +184,7 @@ fn admin_router(
         decisions: Arc::clone(&shared.decisions),
         drain: shared.drain.clone(),
         shutdown: shutdown.clone(),
+        prober: Prober::new(args.probes.clone(), &args.pod_ips),
     };
     admin::router(Admin { ready, metrics: Arc::new(registry), log }, view)
 }

@@ -166,6 +166,12 @@ impl MeshCollector {
             "Destinations turned away because the cache was full",
             one(self.discovery.refused_targets()),
         )?;
+        Families(encoder).counters(
+            "remora_discovery_streams_ended",
+            "Streams to the control plane that ended: asked to come again, or lost",
+            [([("reason", "asked")], status.asked), ([("reason", "lost")], status.lost)]
+                .into_iter(),
+        )?;
         let build = [([("version", env!("CARGO_PKG_VERSION"))], 1u64)];
         let mut info =
             encoder.encode_descriptor("remora_build_info", "Version", None, MetricType::Gauge)?;

@@ -8,6 +8,8 @@ use remora_core::{
     spiffe::SpiffeId,
 };
 
+use crate::probe::Probes;
+
 /// Flags of `remora-proxy` and `remora proxy`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -70,6 +72,15 @@ pub struct Args {
     /// Longest wait for open requests at shutdown
     #[arg(long, env = "REMORA_SHUTDOWN_GRACE_PERIOD", default_value = "30s", value_parser = parse_duration)]
     pub shutdown_grace_period: Duration,
+
+    /// At shutdown, go on accepting until no connection was open for this long, at most the grace
+    /// period; for a proxy that ends at the same time as its application
+    #[arg(long, env = "REMORA_SHUTDOWN_LINGER", default_value = "0s", value_parser = parse_duration)]
+    pub shutdown_linger: Duration,
+
+    /// Probes answered in the application's stead: JSON object from path to probe handler
+    #[arg(long, env = env::PROBES, default_value = "{}", hide_default_value = true)]
+    pub probes: Probes,
 
     /// Where the last known discovery answers are kept for a start without a control plane
     #[arg(long, env = "REMORA_SNAPSHOT")]

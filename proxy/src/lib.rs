@@ -3,7 +3,7 @@
 //! Floors, each importing only from those before it: [`error`], [`metrics`], [`decisions`], [`config`] ←
 //! [`balance`] (decisions, pure) ← [`net`] (sockets), [`tls`] (identity), [`discovery`] (what the
 //! control plane tells) ← [`http`] (codec-level pieces), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
-//! ← [`redirect`], [`admin`], [`runtime`], [`app`].
+//! ← [`redirect`], [`probe`], [`admin`], [`runtime`], [`ready_wait`], [`app`] ← [`program`] (the command line).
 
 pub mod admin;
 pub mod app;
@@ -18,6 +18,9 @@ pub mod inbound;
 pub mod metrics;
 pub mod net;
 pub mod outbound;
+pub mod probe;
+pub mod program;
+pub mod ready_wait;
 pub mod redirect;
 pub mod runtime;
 pub mod shared;

@@ -1,4 +1,5 @@
 //! End-to-end cases.
 
+mod kube;
 mod proxy;
 mod up;

@@ -6,12 +6,14 @@
 //! - [`wire`] both ends of a connection, byte for byte;
 //! - [`origin`] HTTP servers and clients that count;
 //! - [`wait`] waiting for events within a bound;
+//! - [`apiserver`] a double of the Kubernetes API;
 //! - [`address`] loopback addresses that no other mesh on this machine uses.
 //!
 //! No interception takes place here: sidecars have explicit listeners. Tests with redirection and
 //! real processes go through `remora up`.
 
 pub mod address;
+pub mod apiserver;
 pub mod mesh;
 pub mod origin;
 pub mod sidecar;

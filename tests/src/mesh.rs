@@ -245,16 +245,14 @@ impl Mesh {
     /// Where it does not come up.
     pub async fn start_plane(&mut self) {
         let admin = self.plane_admin();
+        let objects = vec![self.dir.path().join("objects/manifests")];
         let args = remora_control_plane::Args {
-            manifests: vec![self.dir.path().join("objects/manifests")],
-            token_dir: self.dir.path().join("tokens"),
             ca_dir: Some(self.dir.path().join("ca")),
             trust_bundle_out: Some(self.bundle()),
             listen: self.plane_addr(),
             admin_listen: admin,
-            trust_domain: "cluster.local".to_owned(),
-            cluster_domain: "cluster.local".to_owned(),
             leaf_lifetime: self.leaf_lifetime,
+            ..remora_control_plane::Args::local(objects, self.dir.path().join("tokens"))
         };
         let stop = CancellationToken::new();
         let stopping = stop.clone();
@@ -344,6 +342,8 @@ impl Mesh {
             workers: Some(self.workers),
             mark: None,
             shutdown_grace_period: self.grace,
+            shutdown_linger: std::time::Duration::ZERO,
+            probes: Default::default(),
             snapshot: None,
             outbound_service: (ENTRY_PORT..).zip(calls).map(entry).collect(),
             inbound_forward: if pod.meshed { vec![forward] } else { Vec::new() },

@@ -288,7 +288,7 @@ fn causes(error: &kube::Error) -> Unread {
         }
         cause = inner.source();
     }
-    Unread::failed(text)
+    Unread::failed(text.trim_start_matches("ServiceError: "))
 }
 
 fn date(headers: &HeaderMap) -> Option<i64> {

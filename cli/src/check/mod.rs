@@ -16,6 +16,8 @@ mod judge;
 mod permissions;
 mod reduce;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -67,7 +69,15 @@ pub struct Args {
 /// Where there is no runtime, or nobody to print to.
 pub fn run(args: &Args) -> io::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let lines = runtime.block_on(until_fine(args, now));
+    let lines = runtime.block_on(async {
+        match connect::cluster(args).await {
+            Ok(cluster) => {
+                let reader = Reader::new(cluster.client.clone(), now);
+                until_fine(&reader, &cluster, args).await
+            }
+            Err(error) => vec![judge::no_cluster(&error.to_string())],
+        }
+    });
     let mut out = io::stdout().lock();
     if args.json {
         report::json(&mut out, &lines)?;
@@ -86,16 +96,11 @@ fn now() -> SystemTime {
 }
 
 /// Rounds until nothing fails or the time is up; one round where no time is given.
-async fn until_fine(args: &Args, clock: fn() -> SystemTime) -> Vec<Line> {
-    let cluster = match connect::cluster(args).await {
-        Ok(cluster) => cluster,
-        Err(error) => return vec![judge::no_cluster(&error.to_string())],
-    };
-    let reader = Reader::new(cluster.client.clone(), clock);
+async fn until_fine(reader: &Reader, cluster: &Cluster, args: &Args) -> Vec<Line> {
     let end = Instant::now() + args.wait.unwrap_or_default();
     let mut told = None;
     loop {
-        let lines = round(&reader, &cluster, args).await;
+        let lines = round(reader, cluster, args).await;
         let Some(first) = lines.iter().find(|line| line.status == Status::Failed) else {
             return lines;
         };

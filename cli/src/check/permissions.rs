@@ -144,6 +144,42 @@ mod tests {
     }
 
     #[test]
+    fn the_installed_roles_grant_what_the_programs_need() {
+        for (needed, template) in [
+            (
+                control_plane(false),
+                include_str!("../../../deploy/templates/control-plane-rbac.yaml"),
+            ),
+            (injector(), include_str!("../../../deploy/templates/injector-rbac.yaml")),
+        ] {
+            let objects: Vec<Value> = serde_saphyr::from_multiple(template).unwrap();
+            for permission in needed {
+                assert!(objects.iter().any(|role| grants(role, permission)), "{permission}");
+            }
+        }
+    }
+
+    fn grants(role: &Value, permission: Permission) -> bool {
+        let in_reach = match role["kind"].as_str() {
+            Some("ClusterRole") => true,
+            Some("Role") => role["metadata"]["namespace"] == json!(permission.namespace),
+            _ => false,
+        };
+        let has = |rule: &Value, list: &str, word: &str| {
+            rule[list].as_array().is_some_and(|words| words.contains(&json!(word)))
+        };
+        in_reach
+            && role["rules"].as_array().into_iter().flatten().any(|rule| {
+                let named =
+                    rule["resourceNames"].is_null() || has(rule, "resourceNames", permission.name);
+                named
+                    && has(rule, "apiGroups", permission.group)
+                    && has(rule, "resources", permission.resource)
+                    && has(rule, "verbs", permission.verb)
+            })
+    }
+
+    #[test]
     fn an_access_review_has_all_attributes() {
         let first = install()[0];
         let expected = json!({ "verb": "get", "group": "", "resource": "namespaces", "name": "",

@@ -40,7 +40,9 @@ pub(crate) fn namespace(namespace: &Namespace, settings: &Settings) -> Namespace
     match decide(&Pod::default(), &info, settings) {
         Decision::Inject(plan) => {
             opted_in = true;
-            warnings = plan.warnings;
+            // Of the empty pod's own shape nothing is to be said.
+            warnings =
+                plan.warnings.into_iter().filter(|said| said.starts_with("annotation ")).collect();
         }
         Decision::Refuse(refusal) => {
             opted_in = refusal.invalid.key != annotations::INJECT;

@@ -61,16 +61,13 @@ impl Plane {
         let listener = TcpListener::bind(local).await.unwrap();
         let admin_listener = TcpListener::bind(local).await.unwrap();
         let (grpc, admin) = (listener.local_addr().unwrap(), admin_listener.local_addr().unwrap());
+        let manifests = vec![dir.path().join("manifests")];
         let args = Args {
-            manifests: vec![dir.path().join("manifests")],
-            token_dir: dir.path().join("tokens"),
             ca_dir: Some(dir.path().join("ca")),
-            trust_bundle_out: None,
             listen: grpc,
             admin_listen: admin,
-            trust_domain: "cluster.local".to_owned(),
-            cluster_domain: "cluster.local".to_owned(),
             leaf_lifetime: Duration::from_secs(3600),
+            ..Args::local(manifests, dir.path().join("tokens"))
         };
         let (drain, watch) = Drain::new();
         let task = tokio::spawn(serve(args, listener, admin_listener, None, watch));

@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -22,12 +23,13 @@ use tokio::{
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     index::{Index, Warning, answer::Caller},
     metrics::Metrics,
-    server::Peer,
+    server::{self, Peer},
     source::Event,
 };
 
@@ -38,6 +40,8 @@ use stream::{Shared, Stream};
 
 /// Messages that wait in a stream beyond what HTTP/2 holds. Small, so that what waits is new.
 const OUTGOING: usize = 4;
+/// Longest wait until a stream that ends takes the reason.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// The index and all who watch it.
 #[derive(Debug)]
@@ -58,6 +62,10 @@ pub struct Proxy {
     pub namespace: String,
     /// Its pod.
     pub pod: String,
+    /// Its node; empty if unknown.
+    pub node: String,
+    /// Its zone, that of its node where it says none itself; empty if unknown.
+    pub zone: String,
     /// What it proved to be.
     pub identity: String,
     /// Its version.
@@ -115,6 +123,12 @@ impl State {
     pub fn proxies(&self, now: Instant) -> Vec<Proxy> {
         let mut all: Vec<Proxy> =
             self.streams.lock().values().map(|stream| stream.describe(now)).collect();
+        let index = self.index.read();
+        for proxy in &mut all {
+            let (namespace, pod) = (proxy.namespace.clone(), proxy.pod.clone());
+            let (node, zone) = (proxy.node.clone(), std::mem::take(&mut proxy.zone));
+            proxy.zone = index.zone_of(&Caller { namespace, pod, node, zone }).to_string();
+        }
         all.sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         all
     }
@@ -141,7 +155,7 @@ pub struct Discovery {
     pub state: Arc<State>,
     /// The roots, as they are now.
     pub bundle: watch::Receiver<Arc<TrustBundle>>,
-    /// Ends the streams.
+    /// Waits for the streams.
     pub drain: drain::Watch,
 }
 
@@ -153,18 +167,16 @@ impl discovery_server::Discovery for Discovery {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let identity = request
-            .extensions()
-            .get::<Peer>()
-            .and_then(|peer| peer.identity.clone())
-            .ok_or_else(|| {
-                Status::unauthenticated("discovery needs a client certificate; call Certify first")
-            })?;
+        let Peer { identity, leaving } =
+            request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let identity = identity.ok_or_else(|| {
+            Status::unauthenticated("discovery needs a client certificate; call Certify first")
+        })?;
         let (outgoing, answers) = mpsc::channel(OUTGOING);
         let run = serve(
             Arc::clone(&self.state),
             self.bundle.clone(),
-            self.drain.clone(),
+            leaving,
             identity,
             request.into_inner(),
             outgoing,
@@ -178,13 +190,13 @@ impl discovery_server::Discovery for Discovery {
 async fn serve(
     state: Arc<State>,
     bundle: watch::Receiver<Arc<TrustBundle>>,
-    drain: drain::Watch,
+    leaving: CancellationToken,
     identity: SpiffeId,
     mut requests: Streaming<WatchRequest>,
     outgoing: mpsc::Sender<Result<WatchResponse, Status>>,
 ) {
     let hello = tokio::select! {
-        () = drain.draining() => return,
+        () = leaving.cancelled() => Err(server::leave()),
         () = outgoing.closed() => return,
         hello = hello(&mut requests, &identity) => hello,
     };
@@ -200,7 +212,7 @@ async fn serve(
             let (number, shared) = state.open(shared);
             tracing::info!(namespace = caller.namespace, pod = caller.pod, %identity, "proxy connected");
             let mut stream = Stream::new(Arc::clone(&state), number, shared, caller.clone());
-            let result = stream.run(&mut requests, &outgoing, bundle, &drain).await;
+            let result = stream.run(&mut requests, &outgoing, bundle, &leaving).await;
             tracing::info!(namespace = caller.namespace, pod = caller.pod, "proxy disconnected");
             result
         }
@@ -208,7 +220,7 @@ async fn serve(
     };
     if let Err(status) = result {
         // Nobody listens any more where this fails.
-        let _ = outgoing.try_send(Err(status));
+        let _ = tokio::time::timeout(LAST_WORD, outgoing.send(Err(status))).await;
     }
 }
 

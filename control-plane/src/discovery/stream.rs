@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use remora_core::{drain, spiffe::SpiffeId};
+use remora_core::spiffe::SpiffeId;
 use remora_proto::v1::{
     self as pb, TrustBundle, WatchRequest, WatchResponse, subscribe, watch_request::Kind,
 };
@@ -15,12 +15,16 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{Proxy, State, wire};
-use crate::index::{
-    SubscriberId,
-    answer::{Answer, Caller, Target},
+use crate::{
+    index::{
+        SubscriberId,
+        answer::{Answer, Caller, Target},
+    },
+    server,
 };
 
 /// Most targets of one proxy, which keeps as many, and one subscription to its own inbound policy.
@@ -29,8 +33,7 @@ pub(super) const MAX_SUBSCRIPTIONS: usize = 10_000 + 1;
 /// What others see of a stream, and how they tell it that something changed.
 #[derive(Debug)]
 pub(super) struct Shared {
-    namespace: String,
-    pod: String,
+    caller: Caller,
     identity: String,
     version: String,
     due: Mutex<Due>,
@@ -58,8 +61,7 @@ struct Unacked {
 impl Shared {
     pub(super) fn new(caller: &Caller, identity: &SpiffeId, version: String) -> Self {
         Self {
-            namespace: caller.namespace.clone(),
-            pod: caller.pod.clone(),
+            caller: caller.clone(),
             identity: identity.to_string(),
             version,
             due: Mutex::new(Due::default()),
@@ -89,8 +91,10 @@ impl Shared {
         let oldest = due.unacked.values().map(|unacked| unacked.oldest.1).chain(unsent).min();
         let due_only = due.since.keys().filter(|id| !due.unacked.contains_key(id)).count();
         Proxy {
-            namespace: self.namespace.clone(),
-            pod: self.pod.clone(),
+            namespace: self.caller.namespace.clone(),
+            pod: self.caller.pod.clone(),
+            node: self.caller.node.clone(),
+            zone: self.caller.zone.clone(),
             identity: self.identity.clone(),
             version: self.version.clone(),
             subscriptions: due.subscriptions,
@@ -172,13 +176,13 @@ impl Stream {
         Self { state, number, shared, caller: Arc::new(caller), open: HashMap::new() }
     }
 
-    /// Serves until the proxy leaves, the drain begins, or the proxy breaks the contract.
+    /// Serves until the proxy leaves, its connection is asked to go, or the proxy breaks the contract.
     pub(super) async fn run(
         &mut self,
         requests: &mut Streaming<WatchRequest>,
         outgoing: &mpsc::Sender<Result<WatchResponse, Status>>,
         mut bundle: watch::Receiver<Arc<TrustBundle>>,
-        drain: &drain::Watch,
+        leaving: &CancellationToken,
     ) -> Result<(), Status> {
         bundle.mark_changed();
         let mut bundle_due = false;
@@ -190,9 +194,7 @@ impl Stream {
             let has_work = bundle_due || ready.is_some();
             tokio::select! {
                 biased;
-                () = drain.draining() => {
-                    return Err(Status::unavailable("control plane is shutting down"));
-                }
+                () = leaving.cancelled() => return Err(server::leave()),
                 permit = outgoing.reserve(), if has_work => {
                     let Ok(permit) = permit else { return Ok(()) };
                     if std::mem::take(&mut bundle_due) {

@@ -91,10 +91,10 @@ fn endpoint(endpoint: &Endpoint) -> pb::Endpoint {
         identity: endpoint.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
         namespace: pod.map(|pod| pod.namespace.to_string()).unwrap_or_default(),
         pod: pod.map(|pod| pod.name.to_string()).unwrap_or_default(),
-        owner: endpoint.owner.clone(),
-        node: endpoint.node.clone(),
-        zone: endpoint.zone.clone(),
-        for_zones: endpoint.for_zones.clone(),
+        owner: endpoint.owner.to_string(),
+        node: endpoint.node.to_string(),
+        zone: endpoint.zone.to_string(),
+        for_zones: endpoint.for_zones.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -212,10 +212,10 @@ mod tests {
                 address: SocketAddr::from(([10, 244, 0, *last], 80)),
                 identity: None,
                 pod: None,
-                owner: String::new(),
-                node: String::new(),
-                zone: if *zone { "a" } else { "b" }.to_owned(),
-                for_zones: Vec::new(),
+                owner: "".into(),
+                node: "".into(),
+                zone: if *zone { "a" } else { "b" }.into(),
+                for_zones: [].into(),
             })
         };
         let head = Head {

@@ -1,10 +1,11 @@
 //! The certificate authority: a root key, and leaves signed with it.
 
 use std::{
-    sync::Arc,
+    fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -31,6 +32,9 @@ pub struct Authority {
     intermediates: Vec<CertificateDer<'static>>,
     /// The trust anchors.
     roots: Vec<CertificateDer<'static>>,
+    /// Those of the roots that the issuer's chain leads to.
+    anchors: Vec<Fingerprint>,
+    fingerprint: Fingerprint,
     expires: SystemTime,
     leaf_lifetime: Duration,
 }
@@ -54,12 +58,39 @@ pub enum SignError {
     Request(&'static str),
     /// The issuer's own certificate has run out.
     #[error(
-        "the issuer's certificate has expired; put a new one into the CA directory and restart"
+        "the issuer's certificate has expired; put a new one into the CA directory or the Secret"
     )]
     Expired,
     /// The library failed.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
+}
+
+/// SHA-256 of a certificate's DER, as `openssl x509 -fingerprint -sha256` prints it but for the
+/// colons and in lower case.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// Of a certificate.
+    #[must_use]
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest(&SHA256, certificate).as_ref());
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// A root made here, with its key in PEM for the disk.
@@ -110,6 +141,8 @@ impl Authority {
             .ok_or(rcgen::Error::CouldNotParseCertificate)?;
         Ok(Self {
             issuer: Issuer::from_ca_cert_der(own, key)?,
+            anchors: anchors(issuers, &roots).map(Fingerprint::of).collect(),
+            fingerprint: Fingerprint::of(own),
             intermediates: issuers.iter().filter(|c| !roots.contains(c)).cloned().collect(),
             roots,
             expires,
@@ -121,6 +154,27 @@ impl Authority {
     #[must_use]
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// Those of the roots that the issuer's chain leads to: who trusts one of them takes its leaves.
+    #[must_use]
+    pub fn anchors(&self) -> &[Fingerprint] {
+        &self.anchors
+    }
+
+    /// Of the issuer's own certificate.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Whether another signs in the same way and brings the same roots.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+            && self.intermediates == other.intermediates
+            && self.roots == other.roots
+            && self.leaf_lifetime == other.leaf_lifetime
     }
 
     /// When the issuer runs out; no leaf outlives it.
@@ -193,19 +247,30 @@ impl Authority {
     }
 }
 
-impl std::fmt::Debug for Authority {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("expires", &self.expires).finish_non_exhaustive()
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
     }
 }
 
-/// The roots as gRPC carries them.
-#[must_use]
-pub fn bundle(authority: &Authority, trust_domain: &str) -> Arc<remora_proto::v1::TrustBundle> {
-    Arc::new(remora_proto::v1::TrustBundle {
-        trust_domain: trust_domain.to_owned(),
-        roots: authority.roots.iter().map(|root| root.to_vec()).collect(),
-    })
+/// The roots that a chain leads to: that its last certificate is, or is signed by. None where the
+/// chain itself is broken.
+pub(super) fn anchors<'a>(
+    issuers: &'a [CertificateDer<'static>],
+    roots: &'a [CertificateDer<'static>],
+) -> impl Iterator<Item = &'a CertificateDer<'static>> {
+    let whole = issuers.windows(2).all(|pair| is_signed(&pair[0], &pair[1]));
+    let last = issuers.last().filter(|_| whole);
+    roots.iter().filter(move |root| last.is_some_and(|last| *root == last || is_signed(last, root)))
+}
+
+fn is_signed(child: &CertificateDer<'_>, parent: &CertificateDer<'_>) -> bool {
+    let (Ok((_, child)), Ok((_, parent))) =
+        (x509_parser::parse_x509_certificate(child), x509_parser::parse_x509_certificate(parent))
+    else {
+        return false;
+    };
+    child.issuer() == parent.subject() && child.verify_signature(Some(parent.public_key())).is_ok()
 }
 
 /// When a certificate runs out.

@@ -1,4 +1,12 @@
 //! Gives workloads their certificates.
+//!
+//! ```text
+//! files | Secret ─► judge ─► keeper(rotation, bundle) ─► signer    ─► Certify, the server's own TLS
+//!                                                   ├─► bundle    ─► discovery streams
+//!                                                   ├─► published ─► ConfigMaps (leader)
+//!                                                   └─► notices   ─► Events (leader)
+//! ```
+//! How an issuer is replaced without losing a request is written in [`rotation`].
 
 use std::{
     sync::Arc,
@@ -12,11 +20,19 @@ use tonic::{Request, Response, Status};
 
 use crate::metrics::{CertifyResult, Metrics};
 
+pub mod bundle;
 pub mod ca;
+pub mod expiry;
+pub mod judge;
+pub mod keeper;
+pub mod review;
+pub mod rotation;
+pub mod secret;
 pub mod store;
 pub mod token;
 
-use ca::{Authority, SignError};
+use ca::SignError;
+use rotation::Signer;
 use token::{TokenError, TokenReview};
 
 const MAX_TOKEN: usize = 16 << 10;
@@ -24,8 +40,8 @@ const MAX_REQUEST: usize = 8 << 10;
 
 /// The gRPC service.
 pub struct Identity {
-    /// Signs.
-    pub authority: Arc<Authority>,
+    /// Signs, as it is now.
+    pub signer: watch::Receiver<Arc<Signer>>,
     /// Checks tokens.
     pub tokens: Arc<dyn TokenReview>,
     /// Trust domain of the ids given out.
@@ -67,20 +83,28 @@ impl Identity {
             return Err(Status::invalid_argument("token over 16 KiB or request over 8 KiB"));
         }
         let workload = self.tokens.review(&request.token).await.map_err(|error| match error {
-            TokenError::Unknown => Status::unauthenticated(error.to_string()),
+            TokenError::Unknown | TokenError::Refused(_) => {
+                Status::unauthenticated(error.to_string())
+            }
             TokenError::Unavailable(_) => Status::unavailable(error.to_string()),
         })?;
         let id = SpiffeId::new(&self.trust_domain, &workload.namespace, &workload.service_account)
             .map_err(|error| Status::unavailable(error.to_string()))?;
-        let leaf =
-            self.authority.sign_request(&request.csr, &id, (self.clock)()).map_err(|error| {
-                match error {
-                    SignError::Request(_) => Status::invalid_argument(error.to_string()),
-                    SignError::Expired | SignError::Sign(_) => {
-                        Status::unavailable(error.to_string())
-                    }
-                }
-            })?;
+        let now = (self.clock)();
+        let signer = Arc::clone(&self.signer.borrow());
+        if let Ok(wait) = signer.signs_from.duration_since(now)
+            && !wait.is_zero()
+        {
+            return Err(Status::unavailable(format!(
+                "the new issuer signs in {} s, when proxies trust its root; another replica may",
+                wait.as_secs() + 1
+            )));
+        }
+        let signed = signer.authority.sign_request(&request.csr, &id, now);
+        let leaf = signed.map_err(|error| match error {
+            SignError::Request(_) => Status::invalid_argument(error.to_string()),
+            SignError::Expired | SignError::Sign(_) => Status::unavailable(error.to_string()),
+        })?;
         tracing::info!(%id, pod = workload.pod, "certificate issued");
         Ok(CertifyResponse {
             chain: leaf.chain.iter().map(|certificate| certificate.to_vec()).collect(),

@@ -4,15 +4,24 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rcgen::{KeyPair, PublicKeyData};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use remora_core::drain;
+use tokio::sync::mpsc;
 
-use super::ca::{Authority, NewRoot, expiry};
+use super::{
+    bundle::pem,
+    ca::{Authority, NewRoot},
+    judge::{Material, Part, Refused},
+    keeper::Seen,
+};
+
+/// How often the files are looked at.
+const POLL: Duration = Duration::from_secs(1);
 
 /// Why the CA cannot be used. One line: what, where, the mend.
 #[derive(Debug, thiserror::Error)]
@@ -41,22 +50,9 @@ pub enum StoreError {
         /// Its mode.
         mode: u32,
     },
-    /// A file's content is not what it should be.
-    #[error("{}: {problem}; restore it from a backup, or remove ca.crt, tls.crt and tls.key to make a new CA", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The issuer has run out.
-    #[error("{}: expired {ago} s ago; put a new CA in its place, or remove ca.crt, tls.crt and tls.key to make one", path.display())]
-    Expired {
-        /// The file.
-        path: PathBuf,
-        /// Seconds since it ran out.
-        ago: u64,
-    },
+    /// The files' content is not what it should be.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The library cannot make a CA.
     #[error("cannot make a CA: {0}")]
     Generate(#[from] rcgen::Error),
@@ -78,7 +74,7 @@ pub fn open(
         let roots = vec![root.certificate];
         return Ok(Authority::new(&roots.clone(), root.key, roots, leaf_lifetime)?);
     };
-    let [ca, crt, key] = ["ca.crt", "tls.crt", "tls.key"].map(|name| dir.join(name));
+    let [ca, crt, key] = files(dir);
     let present: Vec<&PathBuf> = [&ca, &crt, &key].into_iter().filter(|p| p.exists()).collect();
     match present[..] {
         [] => create(dir, trust_domain, now)?,
@@ -89,62 +85,33 @@ pub fn open(
             return Err(StoreError::Incomplete { path, other: other.clone() });
         }
     }
-    load(&ca, &crt, &key, leaf_lifetime, now)
+    load(dir, leaf_lifetime, now)
 }
 
-fn load(
-    ca: &Path,
-    crt: &Path,
-    key: &Path,
-    leaf_lifetime: Duration,
-    now: SystemTime,
-) -> Result<Authority, StoreError> {
-    let roots = certificates(ca)?;
-    let issuers = certificates(crt)?;
-    let mode = fs::metadata(key).map_err(|e| io_error(key, e))?.permissions().mode() & 0o7777;
+/// Reads the CA in a directory.
+///
+/// # Errors
+/// See [`StoreError`].
+pub fn load(dir: &Path, leaf_lifetime: Duration, now: SystemTime) -> Result<Authority, StoreError> {
+    let [ca, crt, key] = files(dir);
+    let mode = fs::metadata(&key).map_err(|e| io_error(&key, e))?.permissions().mode() & 0o7777;
     // Group access is how a mounted Secret with fsGroup looks; "others" never is.
     if mode & 0o007 != 0 {
-        return Err(StoreError::Exposed { path: key.to_owned(), mode });
+        return Err(StoreError::Exposed { path: key, mode });
     }
-    let pem = fs::read_to_string(key).map_err(|e| io_error(key, e))?;
-    let pair = KeyPair::from_pem(&pem)
-        .map_err(|_| corrupt(key, "no private key in PKCS #8 PEM".to_owned()))?;
-    let (_, own) = x509_parser::parse_x509_certificate(&issuers[0])
-        .map_err(|_| corrupt(crt, "no certificate".to_owned()))?;
-    if own.public_key().raw != pair.subject_public_key_info() {
-        return Err(corrupt(key, format!("is not the key of {}", crt.display())));
-    }
-    if !own.is_ca() {
-        return Err(corrupt(crt, "is no CA certificate".to_owned()));
-    }
-    for (path, certificate) in issuers.iter().map(|c| (crt, c)).chain(roots.iter().map(|c| (ca, c)))
-    {
-        let expires = expiry(certificate).ok_or_else(|| corrupt(path, "no expiry".to_owned()))?;
-        if let Ok(ago) = now.duration_since(expires) {
-            return Err(StoreError::Expired { path: path.to_owned(), ago: ago.as_secs() });
-        }
-    }
-    if !leads_to(&issuers, &roots) {
-        return Err(corrupt(crt, format!("was not issued by a root in {}", ca.display())));
-    }
-    Authority::new(&issuers, pair, roots, leaf_lifetime).map_err(|e| corrupt(crt, e.to_string()))
+    let [ca_pem, crt_pem, key_pem] = [read(&ca)?, read(&crt)?, read(&key)?];
+    let [ca, crt, key] = [ca, crt, key].map(|path| path.display().to_string());
+    let material = Material {
+        roots: Part { place: &ca, pem: &ca_pem },
+        chain: Part { place: &crt, pem: &crt_pem },
+        key: Part { place: &key, pem: &key_pem },
+        mend: "restore it from a backup, or remove ca.crt, tls.crt and tls.key to make a new CA",
+    };
+    Ok(material.authority(leaf_lifetime, now)?)
 }
 
-/// Whether each certificate is signed by the next, and the last is a root or signed by one.
-fn leads_to(issuers: &[CertificateDer<'static>], roots: &[CertificateDer<'static>]) -> bool {
-    let signed = |child: &CertificateDer<'_>, parent: &CertificateDer<'_>| {
-        let (Ok((_, child)), Ok((_, parent))) = (
-            x509_parser::parse_x509_certificate(child),
-            x509_parser::parse_x509_certificate(parent),
-        ) else {
-            return false;
-        };
-        child.verify_signature(Some(parent.public_key())).is_ok()
-    };
-    issuers.windows(2).all(|pair| signed(&pair[0], &pair[1]))
-        && issuers
-            .last()
-            .is_some_and(|last| roots.iter().any(|root| root == last || signed(last, root)))
+fn files(dir: &Path) -> [PathBuf; 3] {
+    ["ca.crt", "tls.crt", "tls.key"].map(|name| dir.join(name))
 }
 
 fn create(dir: &Path, trust_domain: &str, now: SystemTime) -> Result<(), StoreError> {
@@ -178,32 +145,55 @@ fn write(path: &Path, mode: u32, content: &str) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// Where the file cannot be written.
-pub fn write_bundle(path: &Path, authority: &Authority) -> Result<(), StoreError> {
-    let text: String = authority.roots().iter().map(pem).collect();
-    write(path, 0o644, &text)
+pub fn write_bundle(path: &Path, pem: &str) -> Result<(), StoreError> {
+    write(path, 0o644, pem)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, StoreError> {
-    let bytes = fs::read(path).map_err(|error| io_error(path, error))?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let all = all.map_err(|_| corrupt(path, "not PEM".to_owned()))?;
-    if all.is_empty() {
-        return Err(corrupt(path, "no certificate in it".to_owned()));
-    }
-    if all.iter().any(|certificate| x509_parser::parse_x509_certificate(certificate).is_err()) {
-        return Err(corrupt(path, "not an X.509 certificate".to_owned()));
-    }
-    Ok(all)
+fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
+    fs::read(path).map_err(|error| io_error(path, error))
 }
 
-fn pem(certificate: &CertificateDer<'_>) -> String {
-    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
+/// Looks at the files now and then, and sends what they say whenever they have changed and then stood
+/// still between two looks, so that files replaced one after the other are judged together. What
+/// cannot be read leaves what is in force.
+pub async fn follow(
+    dir: PathBuf,
+    leaf_lifetime: Duration,
+    clock: fn() -> SystemTime,
+    seen: mpsc::Sender<Seen>,
+    drain: drain::Watch,
+) {
+    let mut judged = stamp(&dir);
+    let mut before = judged.clone();
+    loop {
+        tokio::select! {
+            () = drain.draining() => return,
+            () = tokio::time::sleep(POLL) => {}
+        }
+        let now = stamp(&dir);
+        if now != judged && now == before {
+            let says = match load(&dir, leaf_lifetime, clock()) {
+                Ok(authority) => Seen::Issuer(Arc::new(authority)),
+                Err(error) => Seen::Refused { version: String::new(), problem: error.to_string() },
+            };
+            if seen.send(says).await.is_err() {
+                return;
+            }
+            judged.clone_from(&now);
+        }
+        before = now;
+    }
+}
+
+/// What changes when a file is replaced or written to.
+fn stamp(dir: &Path) -> Vec<Option<(SystemTime, u64, u64)>> {
+    let stamp = |path: PathBuf| {
+        let meta = fs::metadata(path).ok()?;
+        Some((meta.modified().ok()?, meta.len(), meta.ino()))
+    };
+    files(dir).map(stamp).into()
 }
 
 fn io_error(path: &Path, error: io::Error) -> StoreError {
     StoreError::Io { path: path.to_owned(), error }
-}
-
-fn corrupt(path: &Path, problem: String) -> StoreError {
-    StoreError::Corrupt { path: path.to_owned(), problem }
 }

@@ -4,7 +4,7 @@ use rcgen::{CertificateParams, KeyPair};
 use remora_proto::v1::identity_server::Identity as _;
 use tonic::Code;
 
-use super::{store::StoreError, token::TokenDir, *};
+use super::{ca::Authority, store::StoreError, token::TokenDir, *};
 use crate::server::tls::spiffe_id;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -21,9 +21,12 @@ struct Fixture {
 fn fixture(clock: fn() -> SystemTime) -> Fixture {
     let authority = Arc::new(store::open(None, "cluster.local", HOUR, now()).unwrap());
     let tokens = tempfile::tempdir().unwrap();
-    let (_, bundle) = watch::channel(ca::bundle(&authority, "cluster.local"));
+    let mut roots = bundle::Roots::default();
+    roots.hold(authority.roots(), now());
+    let (_, bundle) = watch::channel(roots.streamed("cluster.local"));
+    let (_, signer) = watch::channel(Arc::new(Signer { authority, signs_from: now() }));
     let identity = Identity {
-        authority,
+        signer,
         tokens: Arc::new(TokenDir::new(tokens.path().to_owned())),
         trust_domain: "cluster.local".to_owned(),
         bundle,
@@ -117,12 +120,27 @@ async fn no_leaf_outlives_its_issuer_and_an_expired_issuer_signs_nothing() {
     let late = fixture(just_before);
     late.register("secret", ORDERS);
     let answer = late.certify(b"secret", csr()).await.unwrap();
-    assert_eq!(answer.not_after, unix_seconds(late.identity.authority.expires()));
+    assert_eq!(answer.not_after, unix_seconds(late.identity.signer.borrow().authority.expires()));
     let expired = fixture(after);
     expired.register("secret", ORDERS);
     let status = expired.certify(b"secret", csr()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("expired"), "{status}");
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_not_trusted_yet_signs_nothing() {
+    let fixture = fixture(now);
+    fixture.register("secret", ORDERS);
+    let mut identity = fixture.identity;
+    let signer = Arc::clone(&identity.signer.borrow());
+    let signs_from = now() + Duration::from_secs(40);
+    let held = Signer { authority: Arc::clone(&signer.authority), signs_from };
+    (_, identity.signer) = watch::channel(Arc::new(held));
+    let request = CertifyRequest { token: b"secret".to_vec(), csr: csr() };
+    let status = identity.certify(Request::new(request)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("signs in 41 s"), "{status}");
 }
 
 fn open(dir: &std::path::Path) -> Result<Authority, StoreError> {

@@ -23,6 +23,9 @@ pub enum TokenError {
     /// Nobody's token.
     #[error("token is not known; the workload must present the token it was given")]
     Unknown,
+    /// Not accepted, and why.
+    #[error("token refused: {0}")]
+    Refused(String),
     /// The check itself failed; trying again may help.
     #[error("token cannot be checked: {0}")]
     Unavailable(String),

@@ -8,7 +8,7 @@ use std::{
 
 use remora_core::{settings::DefaultPolicy, spiffe::SpiffeId};
 
-use super::{model::Name, policy::Policy, protocol::Protocol};
+use super::{Name, policy::Policy, protocol::Protocol};
 
 /// What a proxy asks about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -105,17 +105,17 @@ pub struct Endpoint {
     /// What is dialled.
     pub address: SocketAddr,
     /// What the peer must prove; `None`: it is not in the mesh.
-    pub identity: Option<SpiffeId>,
+    pub identity: Option<Arc<SpiffeId>>,
     /// Its pod, if known.
     pub pod: Option<Name>,
     /// `Deployment/orders`; empty if unknown.
-    pub owner: String,
+    pub owner: Arc<str>,
     /// Its node; empty if unknown.
-    pub node: String,
+    pub node: Arc<str>,
     /// Its zone; empty if unknown.
-    pub zone: String,
+    pub zone: Arc<str>,
     /// Zones it should serve; empty: all.
-    pub for_zones: Vec<String>,
+    pub for_zones: Box<[Box<str>]>,
 }
 
 /// A port of one pod.

@@ -7,16 +7,16 @@
 //! that asked for those.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
     sync::Arc,
 };
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::api::core::v1 as core;
 use remora_core::settings::InvalidAnnotation;
 
-use crate::source::{Event, Key, Kind, Object};
+use crate::source::{self, EndpointSlice, Event, Key, Kind, Object};
 
 pub mod answer;
 mod model;
@@ -25,9 +25,9 @@ pub mod protocol;
 mod resolve;
 mod subscriptions;
 
+pub use crate::source::Name;
 use answer::{Answer, Caller, Snapshot, Target};
-pub use model::Name;
-use model::{Namespace, Pod, Service, Slice};
+use model::{Namespace, Pod, Service};
 pub use subscriptions::SubscriberId;
 use subscriptions::Subscriptions;
 
@@ -39,12 +39,15 @@ pub struct Index {
     namespaces: BTreeMap<Arc<str>, Namespace>,
     services: BTreeMap<Name, Service>,
     pods: BTreeMap<Name, Pod>,
-    slices: HashMap<Name, Slice>,
+    slices: HashMap<Name, Arc<EndpointSlice>>,
+    /// Zones of the nodes; empty where a node has none.
+    nodes: HashMap<Arc<str>, Arc<str>>,
     /// A Service's slices; a pod's or a bare address's slices; who has an address.
     slices_of: Reverse<Name, Name>,
     slices_naming: Reverse<Reference, Name>,
     services_at: Reverse<IpAddr, Name>,
     pods_at: Reverse<IpAddr, Name>,
+    pods_on: Reverse<Arc<str>, Name>,
     /// Every port of every Service, computed when something it depends on changed.
     snapshots: HashMap<Name, BTreeMap<u16, Arc<Snapshot>>>,
     subscriptions: Subscriptions,
@@ -72,8 +75,9 @@ pub struct Warning {
 #[must_use]
 pub fn service_warnings(service: &Arc<core::Service>) -> Vec<Warning> {
     let mut bad = Vec::new();
-    let _ = Service::parse(service, None, &mut bad);
-    warnings(&Object::Service(Arc::clone(service)), bad)
+    let service = Arc::new(source::Service::from(&**service));
+    let _ = Service::parse(&service, None, &mut bad);
+    warnings(&Object::Service(service), bad)
 }
 
 fn warnings(object: &Object, bad: Vec<InvalidAnnotation>) -> Vec<Warning> {
@@ -112,10 +116,12 @@ impl Index {
             services: BTreeMap::new(),
             pods: BTreeMap::new(),
             slices: HashMap::new(),
+            nodes: HashMap::new(),
             slices_of: Reverse::default(),
             slices_naming: Reverse::default(),
             services_at: Reverse::default(),
             pods_at: Reverse::default(),
+            pods_on: Reverse::default(),
             snapshots: HashMap::new(),
             subscriptions: Subscriptions::default(),
         }
@@ -128,12 +134,11 @@ impl Index {
             match event {
                 Event::Apply(object) => self.put(&object, &mut touched),
                 Event::Delete(key) => self.remove(&key, &mut touched),
+                Event::Replace(kind, objects) => {
+                    self.replace_all(self.keys(|of| of == kind), &objects, &mut touched);
+                }
                 Event::Reset(objects) => {
-                    let kept: HashSet<Key> = objects.iter().map(Object::key).collect();
-                    for key in self.keys().into_iter().filter(|key| !kept.contains(key)) {
-                        self.remove(&key, &mut touched);
-                    }
-                    objects.iter().for_each(|object| self.put(object, &mut touched));
+                    self.replace_all(self.keys(|_| true), &objects, &mut touched);
                 }
             }
         }
@@ -164,35 +169,55 @@ impl Index {
         self.snapshots.values().flat_map(BTreeMap::values)
     }
 
-    fn keys(&self) -> Vec<Key> {
+    /// What is known of the kinds that `wanted` names.
+    fn keys(&self, wanted: impl Fn(Kind) -> bool) -> Vec<Key> {
+        let of = |kind| if wanted(kind) { usize::MAX } else { 0 };
         let key = |kind| {
-            move |name: &Name| Key {
+            move |namespace: &str, name: &str| Key {
                 kind,
-                namespace: name.namespace.to_string(),
-                name: name.name.to_string(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
             }
         };
-        let namespaces = self.namespaces.keys().map(|name| Key {
-            kind: Kind::Namespace,
-            namespace: String::new(),
-            name: name.to_string(),
-        });
-        namespaces
-            .chain(self.services.keys().map(key(Kind::Service)))
-            .chain(self.pods.keys().map(key(Kind::Pod)))
-            .chain(self.slices.keys().map(key(Kind::EndpointSlice)))
+        let named = |kind| move |name: &Name| key(kind)(&name.namespace, &name.name);
+        let bare = |kind| move |name: &Arc<str>| key(kind)("", name);
+        let namespaces = self.namespaces.keys().take(of(Kind::Namespace));
+        let nodes = self.nodes.keys().take(of(Kind::Node));
+        let services = self.services.keys().take(of(Kind::Service));
+        let pods = self.pods.keys().take(of(Kind::Pod));
+        let slices = self.slices.keys().take(of(Kind::EndpointSlice));
+        let cluster = namespaces.map(bare(Kind::Namespace)).chain(nodes.map(bare(Kind::Node)));
+        cluster
+            .chain(services.map(named(Kind::Service)))
+            .chain(pods.map(named(Kind::Pod)))
+            .chain(slices.map(named(Kind::EndpointSlice)))
             .collect()
     }
 
+    fn replace_all(&mut self, known: Vec<Key>, objects: &[Object], touched: &mut Touched) {
+        let kept: HashSet<Key> = objects.iter().map(Object::key).collect();
+        for key in known.into_iter().filter(|key| !kept.contains(key)) {
+            self.remove(&key, touched);
+        }
+        objects.iter().for_each(|object| self.put(object, touched));
+    }
+
+    /// An object that is the same as before is left alone, and what is wrong with it not told again:
+    /// lists repeat what is known.
     fn put(&mut self, object: &Object, touched: &mut Touched) {
         let mut bad = Vec::new();
         match object {
             Object::Namespace(namespace) => self.put_namespace(namespace, &mut bad, touched),
             Object::Service(service) => self.put_service(service, &mut bad, touched),
             Object::Pod(pod) => self.put_pod(pod, &mut bad, touched),
-            Object::EndpointSlice(slice) => self.put_slice(slice, touched),
-            // Sources turn Deployments into Pods, as the cluster does.
-            Object::Deployment(_) => return,
+            Object::EndpointSlice(slice) => {
+                let belongs = !slice.service.is_empty();
+                let name = slice.meta.name.clone();
+                self.replace_slice(name, belongs.then(|| Arc::clone(slice)), touched);
+            }
+            Object::Node(node) => {
+                self.replace_node(&node.name.name, Some(Arc::clone(&node.zone)), touched);
+            }
         }
         touched.objects += 1;
         touched.warnings.extend(warnings(object, bad));
@@ -209,21 +234,22 @@ impl Index {
             Kind::Service => self.replace_service(name, None, touched),
             Kind::Pod => self.replace_pod(name, None, touched),
             Kind::EndpointSlice => self.replace_slice(name, None, touched),
+            Kind::Node => self.replace_node(&name.name, None, touched),
             Kind::Deployment => {}
         }
     }
 
     fn put_namespace(
         &mut self,
-        object: &core::Namespace,
+        object: &Arc<source::Namespace>,
         bad: &mut Vec<InvalidAnnotation>,
         touched: &mut Touched,
     ) {
-        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let name = &object.meta.name.name;
         let old = self.namespaces.get(name);
-        let new = Namespace::parse(object, old, bad);
-        if old != Some(&new) {
-            self.namespaces.insert(name.into(), new);
+        if old.is_none_or(|old| old.object != *object) {
+            let new = Namespace::parse(object, old, bad);
+            self.namespaces.insert(Arc::clone(name), new);
             self.touch_namespace(name, touched);
         }
     }
@@ -232,31 +258,35 @@ impl Index {
         touched.services.extend(in_namespace(&self.services, namespace).map(|(n, _)| n.clone()));
         for (name, pod) in in_namespace(&self.pods, namespace) {
             touched.pods.insert(name.clone());
-            touched.services.extend(self.services_naming(name, &pod.ips));
+            touched.services.extend(self.services_naming(name, &pod.object.ips));
         }
     }
 
     fn put_service(
         &mut self,
-        object: &core::Service,
+        object: &Arc<source::Service>,
         bad: &mut Vec<InvalidAnnotation>,
         touched: &mut Touched,
     ) {
-        let name = Name::of(&object.metadata);
-        let new = Service::parse(object, self.services.get(&name), bad);
-        self.replace_service(name, Some(new), touched);
+        let name = object.meta.name.clone();
+        let old = self.services.get(&name);
+        if old.is_none_or(|old| old.object != *object) {
+            let new = Service::parse(object, old, bad);
+            self.replace_service(name, Some(new), touched);
+        }
     }
 
     fn replace_service(&mut self, name: Name, new: Option<Service>, touched: &mut Touched) {
         let old = self.services.remove(&name);
-        for ip in old.iter().flat_map(|old| &old.cluster_ips) {
+        for ip in old.iter().flat_map(|old| &old.object.cluster_ips) {
             self.services_at.remove(ip, &name);
         }
-        for ip in new.iter().flat_map(|new| &new.cluster_ips) {
+        for ip in new.iter().flat_map(|new| &new.object.cluster_ips) {
             self.services_at.insert(*ip, name.clone());
         }
         if old != new {
-            let ips = [&old, &new].into_iter().flatten().flat_map(|service| &service.cluster_ips);
+            let ips =
+                [&old, &new].into_iter().flatten().flat_map(|service| &service.object.cluster_ips);
             touched.addresses.extend(ips);
             touched.services.insert(name.clone());
         }
@@ -267,29 +297,33 @@ impl Index {
 
     fn put_pod(
         &mut self,
-        object: &core::Pod,
+        object: &Arc<source::Pod>,
         bad: &mut Vec<InvalidAnnotation>,
         touched: &mut Touched,
     ) {
-        let name = Name::of(&object.metadata);
-        let new = Pod::parse(object, &self.trust_domain, self.pods.get(&name), bad);
-        self.replace_pod(name, Some(new), touched);
+        let name = object.meta.name.clone();
+        let old = self.pods.get(&name);
+        if old.is_none_or(|old| old.object != *object) {
+            let new = Pod::parse(object, &self.trust_domain, old, bad);
+            self.replace_pod(name, Some(new), touched);
+        }
     }
 
     fn replace_pod(&mut self, name: Name, new: Option<Pod>, touched: &mut Touched) {
         let old = self.pods.remove(&name);
-        for ip in old.iter().flat_map(|old| &old.ips) {
-            self.pods_at.remove(ip, &name);
+        if let Some(Pod { object, .. }) = &old {
+            object.ips.iter().for_each(|ip| self.pods_at.remove(ip, &name));
+            self.pods_on.remove(&object.node, &name);
         }
-        for ip in new.iter().flat_map(|new| &new.ips) {
-            self.pods_at.insert(*ip, name.clone());
+        if let Some(Pod { object, .. }) = &new {
+            object.ips.iter().for_each(|ip| self.pods_at.insert(*ip, name.clone()));
+            if !object.node.is_empty() {
+                self.pods_on.insert(Arc::clone(&object.node), name.clone());
+            }
         }
         if old != new {
-            let ips: Vec<IpAddr> = [&old, &new]
-                .into_iter()
-                .flatten()
-                .flat_map(|pod| pod.ips.iter().copied())
-                .collect();
+            let both = [&old, &new].into_iter().flatten();
+            let ips: Vec<IpAddr> = both.flat_map(|pod| pod.object.ips.iter().copied()).collect();
             touched.services.extend(self.services_naming(&name, &ips));
             touched.addresses.extend(ips);
             touched.pods.insert(name.clone());
@@ -299,36 +333,52 @@ impl Index {
         }
     }
 
+    fn replace_node(&mut self, name: &Arc<str>, zone: Option<Arc<str>>, touched: &mut Touched) {
+        let old = match &zone {
+            Some(zone) => self.nodes.insert(Arc::clone(name), Arc::clone(zone)),
+            None => self.nodes.remove(name),
+        };
+        if old.unwrap_or_default() == zone.unwrap_or_default() {
+            return;
+        }
+        for name in self.pods_on.of(name) {
+            if let Some(pod) = self.pods.get(name).filter(|pod| pod.object.zone.is_empty()) {
+                touched.services.extend(self.services_naming(name, &pod.object.ips));
+                touched.pods.insert(name.clone());
+            }
+        }
+    }
+
     /// Services whose endpoints name a pod or one of its addresses, in whatever namespace.
     fn services_naming(&self, pod: &Name, ips: &[IpAddr]) -> HashSet<Name> {
         let bare = ips.iter().map(|ip| Reference::Address(*ip));
         bare.chain([Reference::Pod(pod.clone())])
             .flat_map(|reference| self.slices_naming.of(&reference).collect::<Vec<_>>())
-            .filter_map(|slice| Some(self.slices.get(slice)?.service.clone()))
+            .filter_map(|slice| Some(service_of(self.slices.get(slice)?)))
             .collect()
     }
 
-    fn put_slice(&mut self, object: &discovery::EndpointSlice, touched: &mut Touched) {
-        self.replace_slice(Name::of(&object.metadata), Slice::parse(object), touched);
-    }
-
-    fn replace_slice(&mut self, name: Name, new: Option<Slice>, touched: &mut Touched) {
+    fn replace_slice(
+        &mut self,
+        name: Name,
+        new: Option<Arc<EndpointSlice>>,
+        touched: &mut Touched,
+    ) {
         let old = self.slices.remove(&name);
         if let Some(old) = &old {
-            self.slices_of.remove(&old.service, &name);
+            self.slices_of.remove(&service_of(old), &name);
             for reference in references(old) {
                 self.slices_naming.remove(&reference, &name);
             }
         }
         if let Some(new) = &new {
-            self.slices_of.insert(new.service.clone(), name.clone());
+            self.slices_of.insert(service_of(new), name.clone());
             for reference in references(new) {
                 self.slices_naming.insert(reference, name.clone());
             }
         }
         if old != new {
-            let services = [&old, &new].into_iter().flatten().map(|slice| slice.service.clone());
-            touched.services.extend(services);
+            touched.services.extend([&old, &new].into_iter().flatten().map(|s| service_of(s)));
         }
         if let Some(new) = new {
             self.slices.insert(name, new);
@@ -340,13 +390,13 @@ impl Index {
         for name in &touched.services {
             let old = self.snapshots.remove(name).unwrap_or_default();
             if let Some(service) = self.services.get(name) {
-                touched.addresses.extend(&service.cluster_ips);
+                touched.addresses.extend(&service.object.cluster_ips);
                 let new = self.compute(name, service, &old);
                 self.snapshots.insert(name.clone(), new);
             }
         }
         for name in &touched.pods {
-            touched.addresses.extend(self.pods.get(name).iter().flat_map(|pod| &pod.ips));
+            touched.addresses.extend(self.pods.get(name).iter().flat_map(|pod| &pod.object.ips));
         }
         let mut subscribers = HashSet::new();
         for name in touched.services {
@@ -362,10 +412,15 @@ impl Index {
     }
 }
 
-fn references(slice: &Slice) -> impl Iterator<Item = Reference> + '_ {
-    slice.endpoints.iter().flat_map(|endpoint| match &endpoint.pod {
-        Some(pod) => vec![Reference::Pod(pod.clone())],
-        None => endpoint.ips.iter().map(|ip| Reference::Address(*ip)).collect(),
+fn service_of(slice: &EndpointSlice) -> Name {
+    let namespace = Arc::clone(&slice.meta.name.namespace);
+    Name { namespace, name: Arc::clone(&slice.service) }
+}
+
+fn references(slice: &EndpointSlice) -> impl Iterator<Item = Reference> + '_ {
+    slice.endpoints.iter().map(|endpoint| match &endpoint.pod {
+        Some(pod) => Reference::Pod(pod.clone()),
+        None => Reference::Address(endpoint.ip),
     })
 }
 
@@ -376,9 +431,10 @@ fn in_namespace<'a, T>(
     map.range(Name::new(namespace, "")..).take_while(move |(name, _)| &*name.namespace == namespace)
 }
 
-/// Many to many, looked up from one side.
+/// Many to many, looked up from one side. Mostly one to one, in which a set of one element must
+/// cost no more than that: there is one for every pod and address.
 #[derive(Debug)]
-struct Reverse<K, V>(HashMap<K, BTreeSet<V>>);
+struct Reverse<K, V>(HashMap<K, Vec<V>>);
 
 impl<K, V> Default for Reverse<K, V> {
     fn default() -> Self {
@@ -386,24 +442,35 @@ impl<K, V> Default for Reverse<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Ord> Reverse<K, V> {
+impl<K: Eq + Hash, V: Ord> Reverse<K, V> {
     fn insert(&mut self, key: K, value: V) {
-        self.0.entry(key).or_default().insert(value);
+        let values = self.0.entry(key).or_default();
+        if let Err(at) = values.binary_search(&value) {
+            if values.is_empty() {
+                values.reserve_exact(1);
+            }
+            values.insert(at, value);
+        }
     }
 
     fn remove(&mut self, key: &K, value: &V) {
         if let Some(values) = self.0.get_mut(key) {
-            values.remove(value);
+            if let Ok(at) = values.binary_search(value) {
+                values.remove(at);
+            }
             if values.is_empty() {
                 self.0.remove(key);
             }
         }
     }
 
+    /// In order.
     fn of(&self, key: &K) -> impl Iterator<Item = &V> {
         self.0.get(key).into_iter().flatten()
     }
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

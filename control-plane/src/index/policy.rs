@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use remora_core::{
     names::annotations::{BALANCER_PREFIX, RETRY_PREFIX, TIMEOUT_PREFIX},
     settings::{self, InvalidAnnotation, parse_duration, parse_ratio},
@@ -151,9 +150,7 @@ const KNOWN: [&str; 21] = [
 impl Policy {
     /// Reads a Service's annotations. Where one of a group (balancer, breaker, retry, time-outs)
     /// is bad, the group stays as it was, or at its defaults.
-    pub(super) fn parse(meta: &ObjectMeta, old: Option<&Self>, warn: &mut Warnings) -> Self {
-        let empty = BTreeMap::new();
-        let map = meta.annotations.as_ref().unwrap_or(&empty);
+    pub(super) fn parse(map: &Annotations, old: Option<&Self>, warn: &mut Warnings) -> Self {
         unknown_keys(map, warn);
         retries_of_nothing(map, warn);
         let old = old.cloned().unwrap_or_default();
@@ -166,7 +163,8 @@ impl Policy {
     }
 }
 
-type Annotations = BTreeMap<String, String>;
+/// Annotations of ours, by key.
+pub(super) type Annotations = BTreeMap<String, String>;
 
 fn keep<T>(error: InvalidAnnotation, old: T, warn: &mut Warnings) -> T {
     warn.push(left(error));
@@ -394,9 +392,8 @@ mod tests {
 
     fn warnings(annotations: &[(&str, &str)]) -> Vec<String> {
         let pairs = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let meta = ObjectMeta { annotations: Some(pairs.collect()), ..ObjectMeta::default() };
         let mut warn = Warnings::new();
-        let _ = Policy::parse(&meta, None, &mut warn);
+        let _ = Policy::parse(&pairs.collect(), None, &mut warn);
         warn.iter().map(ToString::to_string).collect()
     }
 

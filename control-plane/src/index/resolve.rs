@@ -13,12 +13,13 @@ use remora_core::{
 };
 
 use super::{
-    Index,
+    Index, Name,
     answer::{Answer, Caller, Endpoint, Head, Inbound, InboundPort, PodPort, Snapshot, Target},
-    model::{Name, Pod, Service, ServiceKind, SliceEndpoint},
+    model::{Pod, Service},
     protocol::{self, Protocol},
     subscriptions::Interest,
 };
+use crate::source::{self, ServiceKind, SliceEndpoint};
 
 /// Most ports of a pod's opaque ranges that are spelt out for it.
 const MAX_INBOUND_PORTS: usize = 1024;
@@ -63,13 +64,13 @@ impl Index {
 
     fn of_service(&self, name: &Name, port: u16, caller: &Caller) -> Answer {
         let Some(service) = self.services.get(name) else { return Answer::NotOurs };
-        if service.kind != ServiceKind::Balanced {
+        if service.object.kind != ServiceKind::Balanced {
             return Answer::NotOurs;
         }
         let snapshot = self.snapshots.get(name).and_then(|ports| ports.get(&port));
         match snapshot {
             Some(snapshot) if snapshot.head.node_local && !caller.node.is_empty() => {
-                let local = |endpoint: &&Arc<Endpoint>| endpoint.node == caller.node;
+                let local = |endpoint: &&Arc<Endpoint>| *endpoint.node == *caller.node;
                 Answer::Service(Arc::new(Snapshot {
                     head: Arc::clone(&snapshot.head),
                     endpoints: snapshot.endpoints.iter().filter(local).cloned().collect(),
@@ -110,8 +111,8 @@ impl Index {
         self.pods_at
             .of(&ip)
             .filter_map(|name| Some((name, self.pods.get(name)?)))
-            .filter(|(_, pod)| pod.addressable)
-            .min_by_key(|(name, pod)| (pod.terminating, Reverse(pod.created), *name))
+            .filter(|(_, pod)| pod.addressable())
+            .min_by_key(|(name, pod)| (pod.object.terminating, Reverse(pod.object.created), *name))
     }
 
     fn explicit_opaque<'a>(
@@ -143,7 +144,7 @@ impl Index {
                 port_name: declared.name.clone(),
                 protocol,
                 policy: service.policy.clone(),
-                node_local: service.node_local,
+                node_local: service.object.node_local,
             };
             (*port, shared(head, endpoints, old.get(port)))
         };
@@ -156,9 +157,9 @@ impl Index {
         let mut ready: BTreeMap<SocketAddr, (Endpoint, bool)> = BTreeMap::new();
         let mut leaving: BTreeMap<SocketAddr, (Endpoint, bool)> = BTreeMap::new();
         for slice in self.slices_of.of(service).filter_map(|slice| self.slices.get(slice)) {
-            let ports = slice.ports.iter().filter(|(name, _)| name == port_name);
+            let ports = slice.ports.iter().filter(|(name, _)| **name == *port_name);
             for (_, port) in ports {
-                for entry in &slice.endpoints {
+                for entry in &*slice.endpoints {
                     let list = if entry.ready {
                         &mut ready
                     } else if entry.serving && entry.terminating {
@@ -177,16 +178,16 @@ impl Index {
         (chosen.into_values().map(|(endpoint, _)| endpoint).collect(), opaque)
     }
 
-    /// One entry of a slice; `None` where its pod is not known (yet) or has another address by now:
-    /// without the pod its identity is not known, and dialling in plaintext would be a downgrade.
+    /// One entry of a slice; `None` where its pod is not known (yet), has ended or has another
+    /// address by now: without the pod its identity is not known, and dialling in plaintext would be a downgrade.
     fn endpoint(&self, entry: &SliceEndpoint, port: u16) -> Option<(Endpoint, bool)> {
-        // EndpointSlice API: consumers use the first address; the others are the same endpoint's.
-        let ip = *entry.ips.first()?;
+        let ip = entry.ip;
         let address = SocketAddr::new(ip, port);
         let pod = match &entry.pod {
             Some(name) => {
                 let pod = self.pods.get(name)?;
-                if !pod.ips.is_empty() && !pod.ips.contains(&ip) {
+                let ips = &pod.object.ips;
+                if pod.object.finished || !ips.is_empty() && !ips.contains(&ip) {
                     return None;
                 }
                 Some((name, pod))
@@ -199,10 +200,10 @@ impl Index {
                 address,
                 identity: None,
                 pod: None,
-                owner: String::new(),
-                node: String::new(),
-                zone: String::new(),
-                for_zones: Vec::new(),
+                owner: "".into(),
+                node: "".into(),
+                zone: "".into(),
+                for_zones: [].into(),
             },
         };
         endpoint.for_zones.clone_from(&entry.for_zones);
@@ -222,11 +223,30 @@ impl Index {
             address,
             identity: pod.identity_at(address.port(), namespace).cloned(),
             pod: Some(name.clone()),
-            owner: pod.owner.clone(),
-            node: pod.node.clone(),
-            zone: pod.zone.clone(),
-            for_zones: Vec::new(),
+            owner: Arc::clone(&pod.object.owner),
+            node: Arc::clone(&pod.object.node),
+            zone: Arc::clone(self.zone(&pod.object)),
+            for_zones: [].into(),
         }
+    }
+
+    /// The zone a pod runs in: what its own label says, else its node's; empty if unknown.
+    fn zone<'a>(&'a self, pod: &'a source::Pod) -> &'a Arc<str> {
+        let of_node = || self.nodes.get(&pod.node).unwrap_or(&pod.zone);
+        if pod.zone.is_empty() { of_node() } else { &pod.zone }
+    }
+
+    /// The zone a caller runs in: what it says itself, else its node's; empty if unknown.
+    #[must_use]
+    pub fn zone_of(&self, caller: &Caller) -> Arc<str> {
+        if !caller.zone.is_empty() {
+            return caller.zone.as_str().into();
+        }
+        if let Some(zone) = self.nodes.get(caller.node.as_str()) {
+            return Arc::clone(zone);
+        }
+        let pod = self.pods.get(&Name::new(&caller.namespace, &caller.pod));
+        pod.map_or_else(|| "".into(), |pod| Arc::clone(self.zone(&pod.object)))
     }
 
     fn inbound(&self, caller: &Caller) -> Inbound {
@@ -241,8 +261,12 @@ impl Index {
             Some(set) => set.ranges().cloned().flatten().take(MAX_INBOUND_PORTS).collect(),
             None => DEFAULT_OPAQUE_PORTS.into(),
         };
-        ports.extend(pod.iter().flat_map(|pod| pod.ports.keys()));
-        let probes = |port| pod.and_then(|pod| pod.ports.get(&port)).into_iter().flatten().cloned();
+        let known = pod.map_or(&[][..], |pod| &pod.object.ports);
+        ports.extend(known.iter().map(|port| port.number));
+        let probes = |number| {
+            let port = known.iter().find(|port| port.number == number);
+            port.into_iter().flat_map(|port| port.probe_paths.iter().map(ToString::to_string))
+        };
         let ports = ports.into_iter().map(|port| InboundPort {
             port,
             protocol: protocol::decide(port, explicit, None),

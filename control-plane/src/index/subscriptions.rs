@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
+    Name,
     answer::{Caller, Target},
-    model::Name,
 };
 
 /// A subscription: the stream's number and the id that the proxy chose on it.

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use proptest::prelude::*;
+use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::{
@@ -13,13 +13,15 @@ use super::{
 fn namespace(name: &str, annotations: Value) -> Event {
     let object = json!({"apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": name, "annotations": annotations}});
-    Event::Apply(Object::Namespace(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: core::Namespace = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::Namespace(Arc::new((&object).into())))
 }
 
 fn service(name: &str, spec: Value, annotations: Value) -> Event {
     let object = json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "namespace": "shop", "annotations": annotations}, "spec": spec});
-    Event::Apply(Object::Service(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: core::Service = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::Service(Arc::new((&object).into())))
 }
 
 fn orders() -> Event {
@@ -36,7 +38,8 @@ fn pod(name: &str, ip: &str, annotations: Value) -> Event {
             {"name": "c", "ports": [{"name": "web", "containerPort": 8080}],
              "readinessProbe": {"httpGet": {"path": "/healthz?full", "port": "web"}}}]},
         "status": {"podIP": ip}});
-    Event::Apply(Object::Pod(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: core::Pod = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::Pod(Arc::new(source::Pod::described(&object))))
 }
 
 fn meshed(name: &str, ip: &str) -> Event {
@@ -57,7 +60,8 @@ fn slice(name: &str, endpoints: &[(&str, &str, bool, bool, bool)]) -> Event {
             "labels": {"kubernetes.io/service-name": "orders"}},
         "addressType": "IPv4", "endpoints": endpoints,
         "ports": [{"name": "http", "port": 8080}, {"name": "admin", "port": 9090}]});
-    Event::Apply(Object::EndpointSlice(Arc::new(serde_json::from_value(object).unwrap())))
+    let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+    Event::Apply(Object::EndpointSlice(Arc::new((&object).into())))
 }
 
 fn delete(kind: Kind, name: &str) -> Event {
@@ -118,7 +122,7 @@ fn a_cluster_ip_and_port_are_the_service_with_endpoints_at_their_target_port() {
         meshed.identity.as_ref().unwrap().as_str(),
         "spiffe://cluster.local/ns/shop/sa/orders"
     );
-    assert_eq!((meshed.owner.as_str(), meshed.node.as_str()), ("Deployment/orders", "n1"));
+    assert_eq!((&*meshed.owner, &*meshed.node), ("Deployment/orders", "n1"));
     assert_eq!(endpoints(&answer)[1].identity, None, "no sidecar, no identity");
 }
 
@@ -350,6 +354,7 @@ fn a_policy_that_turns_bad_stays_as_it_was() {
         |value| service("orders", spec.clone(), json!({"timeout.remora.io/request": value}));
     let mut index = index([timeout("3s")]);
     assert_eq!(index.apply([timeout("fast")]).warnings.len(), 1);
+    assert_eq!(index.apply([timeout("fast")]).warnings.len(), 0, "told once");
     let Answer::Service(snapshot) = at(&index, "10.96.0.5:80") else { panic!() };
     assert_eq!(snapshot.head.policy.timeouts.request.unwrap().as_secs(), 3);
 }
@@ -421,53 +426,42 @@ fn internal_traffic_policy_local_keeps_to_the_callers_node() {
     assert_eq!((on("n1"), on("n2"), on("")), (2, 0, 2));
 }
 
-fn answers(index: &Index) -> Vec<Answer> {
-    let mut out: Vec<Answer> =
-        ["10.96.0.5:80", "10.96.0.5:81", "10.244.0.7:80", "10.244.0.8:80", "10.244.0.9:80"]
-            .map(|a| at(index, a))
-            .into();
-    out.push(Answer::Inbound(inbound(index, "orders-0")));
-    out
+fn node(name: &str, zone: &str) -> Event {
+    let name = Name::new("", name);
+    Event::Apply(Object::Node(Arc::new(source::Node { name, zone: zone.into() })))
 }
 
-fn final_states() -> Vec<Event> {
-    let mut events = shop();
-    events.push(namespace("shop", json!({"config.remora.io/opaque-ports": "80"})));
-    events.push(meshed("orders-2", "10.244.0.9"));
-    events.push(slice("t", &[("orders-2", "10.244.0.9", true, true, false)]));
-    // One event per object.
-    events.remove(0);
-    events
+#[test]
+fn zones_come_from_the_slice_then_the_pod_then_its_node_and_follow_the_node() {
+    let zones = |index: &Index| -> Vec<String> {
+        endpoints(&at(index, "10.96.0.5:80")).iter().map(|e| e.zone.to_string()).collect()
+    };
+    let mut index = index(shop());
+    assert_eq!(zones(&index), ["", ""]);
+    let caller = Caller { node: "n1".to_owned(), ..caller() };
+    let target = Target::Address("10.96.0.5:80".parse().unwrap());
+    let id = SubscriberId { stream: 1, id: 1 };
+    index.subscribe(id, target, Arc::new(caller.clone()));
+    assert!(index.apply([node("n1", "a")]).touched.contains(&id));
+    assert_eq!(zones(&index), ["a", "a"]);
+    assert_eq!(&*index.zone_of(&caller), "a");
+    assert!(index.apply([node("n1", "a"), node("n2", "b")]).touched.is_empty(), "nothing changed");
+    index.apply([Event::Replace(Kind::Node, Vec::new())]);
+    assert_eq!(zones(&index), ["", ""]);
+    let said = Caller { zone: "z".to_owned(), ..caller };
+    assert_eq!(&*index.zone_of(&said), "z", "what the proxy says itself wins");
 }
 
-proptest! {
-    #[test]
-    fn any_order_of_the_same_objects_gives_the_same_answers(
-        order in Just((0..final_states().len()).collect::<Vec<_>>()).prop_shuffle(),
-        cut in 0usize..8,
-    ) {
-        let events = final_states();
-        let shuffled: Vec<Event> = order.iter().map(|i| events[*i].clone()).collect();
-        let expected = answers(&index(events.clone()));
-        // One by one, in two batches, and after something else was there.
-        let mut one_by_one = Index::new("cluster.local", "cluster.local");
-        for event in &shuffled {
-            one_by_one.apply([event.clone()]);
-        }
-        prop_assert_eq!(&answers(&one_by_one), &expected);
-        let mut batches = index([delete(Kind::Pod, "orders-0"), meshed("old", "10.244.0.8")]);
-        let (first, second) = shuffled.split_at(cut.min(shuffled.len()));
-        batches.apply(first.to_vec());
-        batches.apply(second.to_vec());
-        batches.apply([delete(Kind::Pod, "old")]);
-        prop_assert_eq!(&answers(&batches), &expected);
-        let objects = shuffled.into_iter().filter_map(|event| match event {
-            Event::Apply(object) => Some(object),
-            _ => None,
-        });
-        let mut reset = index([meshed("gone", "10.244.0.66"), orders()]);
-        reset.apply([Event::Reset(objects.collect())]);
-        prop_assert_eq!(&answers(&reset), &expected);
-        prop_assert_eq!(at(&reset, "10.244.0.66:80"), Answer::NotOurs);
-    }
+#[test]
+fn a_list_of_one_kind_leaves_the_others_alone_and_the_state_is_never_empty() {
+    let mut index = index(shop());
+    let pods = [meshed("orders-0", "10.244.0.7"), meshed("orders-3", "10.244.0.11")];
+    let pods = pods.into_iter().filter_map(|event| match event {
+        Event::Apply(object) => Some(object),
+        _ => None,
+    });
+    index.apply([Event::Replace(Kind::Pod, pods.collect())]);
+    assert_eq!(addresses(&at(&index, "10.96.0.5:80")), ["10.244.0.7:8080"], "orders-1 is gone");
+    assert!(matches!(at(&index, "10.244.0.11:80"), Answer::Pod(_)));
+    assert_eq!(at(&index, "10.244.0.8:80"), Answer::NotOurs);
 }

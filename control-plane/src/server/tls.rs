@@ -1,4 +1,5 @@
-//! The server's own certificate, from the CA that it serves, renewed while it runs.
+//! The server's own certificate, from the issuer in force, and the roots that clients' certificates
+//! are verified with; both renewed while it runs.
 
 use std::{
     sync::Arc,
@@ -8,15 +9,20 @@ use std::{
 use arc_swap::ArcSwap;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use remora_core::{drain, spiffe::SpiffeId};
+use remora_proto::v1::TrustBundle;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
 use x509_parser::extensions::GeneralName;
 
-use crate::identity::ca::{Authority, SignError};
+use crate::identity::{
+    ca::{Authority, SignError},
+    rotation::Signer,
+};
 
 /// Wait after a failed renewal.
 const RETRY: Duration = Duration::from_secs(5);
@@ -38,6 +44,7 @@ pub enum TlsError {
 /// See [`TlsError`].
 pub fn issue(
     authority: &Authority,
+    bundle: &TrustBundle,
     identity: &SpiffeId,
     now: SystemTime,
 ) -> Result<(ServerConfig, Duration), TlsError> {
@@ -45,8 +52,8 @@ pub fn issue(
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(SignError::from)?;
     let leaf = authority.sign(&key, identity, now)?;
     let mut roots = RootCertStore::empty();
-    for root in authority.roots() {
-        roots.add(root.clone()).map_err(|e| config(&e))?;
+    for root in &bundle.roots {
+        roots.add(CertificateDer::from(root.as_slice())).map_err(|e| config(&e))?;
     }
     let provider: Arc<CryptoProvider> = Arc::new(aws_lc_rs::default_provider());
     // Certify is called by those who have no certificate yet; discovery checks for one.
@@ -70,9 +77,10 @@ pub fn issue(
     Ok((server, life * 2 / 3))
 }
 
-/// Renews the certificate at two thirds of its life until draining begins.
+/// Renews the certificate at two thirds of its life, and whenever another issuer or other roots are
+/// in force, until draining begins.
 pub async fn renew(
-    authority: Arc<Authority>,
+    (mut signer, mut bundle): (watch::Receiver<Arc<Signer>>, watch::Receiver<Arc<TrustBundle>>),
     identity: SpiffeId,
     slot: Arc<ArcSwap<ServerConfig>>,
     mut wait: Duration,
@@ -83,8 +91,12 @@ pub async fn renew(
         tokio::select! {
             () = drain.draining() => return,
             () = tokio::time::sleep(wait) => {}
+            Ok(()) = signer.changed() => {}
+            Ok(()) = bundle.changed() => {}
         }
-        wait = match issue(&authority, &identity, clock()) {
+        let authority = Arc::clone(&signer.borrow_and_update().authority);
+        let roots = Arc::clone(&bundle.borrow_and_update());
+        wait = match issue(&authority, &roots, &identity, clock()) {
             Ok((config, wait)) => {
                 slot.store(Arc::new(config));
                 tracing::info!("server certificate renewed");

@@ -3,16 +3,16 @@
 
 use std::{fmt, sync::Arc};
 
-use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        core::v1::{Namespace, Pod, Service},
-        discovery::v1::EndpointSlice,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
-
+pub mod kube;
 pub mod manifest;
+mod object;
+mod pod;
+
+pub use object::{
+    Annotations, EndpointSlice, Meta, Name, Namespace, Node, SERVICE_NAME_LABEL, Service,
+    ServiceKind, ServicePort, SliceEndpoint, ZONE_LABEL,
+};
+pub use pod::{Pod, PodPort};
 
 /// What a watch says.
 #[derive(Debug, Clone)]
@@ -21,30 +21,36 @@ pub enum Event {
     Apply(Object),
     /// The object is gone.
     Delete(Key),
+    /// This is all that there is of one kind; what of that kind is not in it is gone.
+    Replace(Kind, Vec<Object>),
     /// This is all that there is, of every kind; what is not in it is gone.
     Reset(Vec<Object>),
 }
 
-/// An object of one of the kinds that matter here. Cloning shares it.
+/// An object of one of the kinds that matter here, reduced to what the index reads. Cloning shares
+/// it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
     /// A `v1` Namespace.
     Namespace(Arc<Namespace>),
+    /// A `v1` Node.
+    Node(Arc<Node>),
     /// A `v1` Service.
     Service(Arc<Service>),
     /// A `v1` Pod.
     Pod(Arc<Pod>),
-    /// An `apps/v1` Deployment.
-    Deployment(Arc<Deployment>),
     /// A `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
 }
 
-/// The kinds of [`Object`].
+/// The kinds of objects. A [`Kind::Deployment`] is in manifests alone: sources turn it into Pods,
+/// as the cluster does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// `v1` Namespace.
     Namespace,
+    /// `v1` Node.
+    Node,
     /// `v1` Service.
     Service,
     /// `v1` Pod.
@@ -60,7 +66,7 @@ pub enum Kind {
 pub struct Key {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for a Namespace.
+    /// Its namespace; empty for a Namespace and a Node.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -70,27 +76,20 @@ impl Object {
     /// What identifies it.
     #[must_use]
     pub fn key(&self) -> Key {
-        let meta = self.metadata();
-        let kind = self.kind();
-        let namespace = match kind {
-            Kind::Namespace => String::new(),
-            _ => meta.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-        };
-        Key { kind, namespace, name: meta.name.clone().unwrap_or_default() }
+        let Name { namespace, name } = self.name();
+        Key { kind: self.kind(), namespace: namespace.to_string(), name: name.to_string() }
     }
 
-    /// Whether it says the same as another; shared objects are not looked into.
+    /// What identifies it among those of its kind.
     #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        let shared = match (self, other) {
-            (Self::Namespace(a), Self::Namespace(b)) => Arc::ptr_eq(a, b),
-            (Self::Service(a), Self::Service(b)) => Arc::ptr_eq(a, b),
-            (Self::Pod(a), Self::Pod(b)) => Arc::ptr_eq(a, b),
-            (Self::Deployment(a), Self::Deployment(b)) => Arc::ptr_eq(a, b),
-            (Self::EndpointSlice(a), Self::EndpointSlice(b)) => Arc::ptr_eq(a, b),
-            _ => return false,
-        };
-        shared || self == other
+    pub fn name(&self) -> &Name {
+        match self {
+            Self::Namespace(o) => &o.meta.name,
+            Self::Node(o) => &o.name,
+            Self::Service(o) => &o.meta.name,
+            Self::Pod(o) => &o.meta.name,
+            Self::EndpointSlice(o) => &o.meta.name,
+        }
     }
 
     /// Its kind.
@@ -98,22 +97,10 @@ impl Object {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
             Self::Service(_) => Kind::Service,
             Self::Pod(_) => Kind::Pod,
-            Self::Deployment(_) => Kind::Deployment,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
-        }
-    }
-
-    /// Its metadata.
-    #[must_use]
-    pub fn metadata(&self) -> &ObjectMeta {
-        match self {
-            Self::Namespace(o) => &o.metadata,
-            Self::Service(o) => &o.metadata,
-            Self::Pod(o) => &o.metadata,
-            Self::Deployment(o) => &o.metadata,
-            Self::EndpointSlice(o) => &o.metadata,
         }
     }
 }
@@ -124,6 +111,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::Deployment => "Deployment",

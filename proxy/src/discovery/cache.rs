@@ -106,6 +106,10 @@ pub struct Status {
     pub last_update: Option<Instant>,
     /// Why it is not connected; the last one.
     pub error: Option<Arc<str>>,
+    /// Streams that ended because the control plane asked for a new connection.
+    pub asked: u64,
+    /// Streams that ended for another reason.
+    pub lost: u64,
 }
 
 /// Handle to everything that the control plane told. Clones share it.
@@ -155,6 +159,8 @@ impl Discovery {
                 since: now,
                 last_update: None,
                 error: None,
+                asked: 0,
+                lost: 0,
             }),
             refused: AtomicU64::new(0),
         }))

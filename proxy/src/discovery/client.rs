@@ -2,8 +2,9 @@
 //!
 //! It connects, says who it is, subscribes to everything that is known to be wanted, applies what
 //! comes and acknowledges it. When the stream breaks, what is known stays in force, and the task
-//! comes back with jittered back-off. The first answer on a new stream replaces content, not
-//! objects: endpoint statistics survive.
+//! comes back with jittered back-off; at once where the control plane asked it to come again, as
+//! it does with every connection after a while, so that proxies spread over its replicas. The first
+//! answer on a new stream replaces content, not objects: endpoint statistics survive.
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
@@ -40,6 +41,11 @@ const MAX_MESSAGE: usize = 32 << 20;
 const SWEEP: Duration = Duration::from_secs(60);
 /// How often the same failure is reported.
 const REPORT: Duration = Duration::from_secs(30);
+/// A gap between two streams that is no longer than this is the life of a control plane with
+/// several replicas, and no warning.
+const GAP: Duration = Duration::from_secs(2);
+/// Longest pause before coming again where we were asked to; many may have been asked at once.
+const ASKED: Duration = Duration::from_millis(100);
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +56,9 @@ pub enum StreamError {
     /// It ended the stream with an error.
     #[error("control plane ended the stream: {0}")]
     Status(String),
+    /// It wants us to come again, to whichever replica we find.
+    #[error("control plane asked for a new connection")]
+    Asked,
     /// It ended the stream without one.
     #[error("control plane ended the stream")]
     Ended,
@@ -61,7 +70,10 @@ pub enum StreamError {
 /// Where streams come from; over the network [`Mesh`], in tests anything.
 pub trait Dial: Send + Sync {
     /// Connects, once there is what it takes.
-    fn dial(&self) -> impl Future<Output = Result<Channel, ChannelError>> + Send;
+    fn dial(
+        &self,
+        rng: &mut fastrand::Rng,
+    ) -> impl Future<Output = Result<Channel, ChannelError>> + Send;
 }
 
 /// mTLS with the current certificate; waits until there is one.
@@ -74,13 +86,13 @@ pub struct Mesh {
 }
 
 impl Dial for Mesh {
-    async fn dial(&self) -> Result<Channel, ChannelError> {
+    async fn dial(&self, rng: &mut fastrand::Rng) -> Result<Channel, ChannelError> {
         let material = self.identity.wait_ready().await;
         let authority = || self.control_plane.authority.clone();
         let config = material
             .grpc_config(&self.control_plane.id)
             .map_err(|problem| ChannelError::Tls { authority: authority(), problem })?;
-        self.control_plane.connect(config).await
+        self.control_plane.connect(config, rng).await
     }
 }
 
@@ -97,8 +109,8 @@ pub async fn run(
     let mut reporter = Reporter::default();
     loop {
         let began = Instant::now();
-        let error = match open(&dial, &hello).await {
-            Err(error) => error,
+        let (error, lived) = match open(&dial, &hello, &mut rng).await {
+            Err(error) => (error, None),
             Ok((inbound, outbound)) => {
                 let mut stream = Stream {
                     discovery: &discovery,
@@ -109,32 +121,45 @@ pub async fn run(
                     versions: HashMap::new(),
                     acks: HashMap::new(),
                 };
+                let opened = Instant::now();
                 discovery.connected();
                 tracing::info!("connected to the control plane");
-                stream.run().await
+                let error = stream.run().await;
+                (error, Some(opened.elapsed()))
             }
         };
-        discovery.disconnected(&error);
-        reporter.report(&error);
+        discovery.disconnected(&error, lived.is_some());
+        reporter.report(&error, lived.is_some());
         if let StreamError::Channel(channel) = &error
             && channel.is_trust()
         {
             // Roots or certificate may be from before the control plane's CA changed.
             identity.renew();
         }
-        // A control plane that accepts and dies at once is as bad as none.
-        if began.elapsed() >= RETRY.1 {
+        save(snapshot.as_mut()).await;
+        // A control plane that accepts and ends at once is as bad as none.
+        let lived = lived.is_some_and(|lived| lived >= RETRY.1);
+        if lived {
             backoff.reset();
         }
-        save(snapshot.as_mut()).await;
-        tokio::time::sleep(backoff.next(&mut rng)).await;
+        let pause = match error {
+            StreamError::Asked if lived => ASKED.mul_f64(rng.f64()),
+            // An attempt that took long was a pause of its own.
+            StreamError::Channel(_) => backoff.next(&mut rng).saturating_sub(began.elapsed()),
+            _ => backoff.next(&mut rng),
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
 type Open = (Streaming<pb::WatchResponse>, mpsc::Sender<pb::WatchRequest>);
 
-async fn open(dial: &impl Dial, hello: &pb::Hello) -> Result<Open, StreamError> {
-    let channel = dial.dial().await?;
+async fn open(
+    dial: &impl Dial,
+    hello: &pb::Hello,
+    rng: &mut fastrand::Rng,
+) -> Result<Open, StreamError> {
+    let channel = dial.dial(rng).await?;
     let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let (outbound, requests) = mpsc::channel(SEND_QUEUE);
     let inbound_target = pb::Subscribe {
@@ -155,6 +180,10 @@ async fn open(dial: &impl Dial, hello: &pb::Hello) -> Result<Open, StreamError> 
 }
 
 fn ended_by(status: &tonic::Status) -> StreamError {
+    // Nothing below gRPC is told as this code.
+    if status.code() == tonic::Code::Aborted {
+        return StreamError::Asked;
+    }
     let cause = std::error::Error::source(status).map(error_chain);
     let cause = cause.filter(|cause| !status.message().contains(cause.as_str()));
     let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -346,8 +375,14 @@ impl Discovery {
         status.error = None;
     }
 
-    fn disconnected(&self, error: &StreamError) {
+    /// `streamed`: a stream was up.
+    fn disconnected(&self, error: &StreamError, streamed: bool) {
         let mut status = self.0.status.lock();
+        match (streamed, error) {
+            (true, StreamError::Asked) => status.asked += 1,
+            (true, _) => status.lost += 1,
+            (false, _) => {}
+        }
         if status.connected {
             status.connected = false;
             status.since = Instant::now().into_std();
@@ -360,20 +395,33 @@ impl Discovery {
     }
 }
 
-/// One line for a failure when it begins or changes, then one every [`REPORT`].
+/// One line for a failure when it begins or changes, then one every [`REPORT`]; a warning once the
+/// gap since the last stream is longer than [`GAP`], or where there has been none.
 #[derive(Default)]
 struct Reporter {
     last: Option<(String, Instant)>,
+    /// When the last stream ended.
+    ended: Option<Instant>,
 }
 
 impl Reporter {
-    fn report(&mut self, error: &StreamError) {
+    /// `streamed`: a stream was up and has ended.
+    fn report(&mut self, error: &StreamError, streamed: bool) {
         let (text, now) = (error.to_string(), Instant::now());
+        if streamed {
+            self.ended = Some(now);
+            self.last = None;
+            return tracing::info!("stream to the control plane ended: {text}; coming again");
+        }
+        let gap = self.ended.is_some_and(|ended| now.duration_since(ended) <= GAP);
         if let Some((last, at)) = &self.last
             && *last == text
             && now.duration_since(*at) < REPORT
         {
             return;
+        }
+        if gap {
+            return tracing::debug!("no discovery: {text}; what is known stays in force");
         }
         tracing::warn!("no discovery: {text}; what is known stays in force");
         self.last = Some((text, now));

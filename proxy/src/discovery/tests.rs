@@ -59,7 +59,7 @@ struct InMemory {
 }
 
 impl client::Dial for InMemory {
-    async fn dial(&self) -> Result<Channel, ChannelError> {
+    async fn dial(&self, _: &mut fastrand::Rng) -> Result<Channel, ChannelError> {
         let down = || ChannelError::Timeout { authority: "10.0.0.9:8086".into() };
         if !self.up.load(Ordering::SeqCst) {
             return Err(down());
@@ -319,6 +319,39 @@ async fn a_broken_stream_empties_nothing_and_statistics_survive_the_next_one() {
         state.endpoints.iter().find(|e| &*e.pod == "orders-2").unwrap().clone()
     };
     assert!(Arc::ptr_eq(&second(&before), &second(&after)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_asks_gets_a_new_stream_at_once_and_all_subscriptions() {
+    let mut harness = Harness::new();
+    let mut session = harness.session().await;
+    let service = harness.known(&mut session, &target(1), &[1, 2]).await;
+    for round in 1..=20 {
+        tokio::time::sleep(Duration::from_secs(900)).await;
+        // Asked for lately, so that it is not forgotten.
+        harness.cached(&target(1)).unwrap();
+        session.responses.send(Err(Status::aborted("come again"))).await.unwrap();
+        let asked = Instant::now();
+        session = harness.session().await;
+        assert!(asked.elapsed() <= Duration::from_millis(100), "{:?}", asked.elapsed());
+        assert_eq!(pods(&service).len(), 2, "known while nothing is told");
+        let id = session.subscription().await;
+        session.update(id, 1, self::service(&[1, 2])).await;
+        session.acked(id, 1).await;
+        let status = harness.discovery.status();
+        assert_eq!((status.connected, status.asked, status.lost), (true, round, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_asks_at_once_every_time_is_not_run_down() {
+    let mut harness = Harness::new();
+    let began = Instant::now();
+    for _ in 0..20 {
+        let session = harness.session().await;
+        session.responses.send(Err(Status::aborted("come again"))).await.unwrap();
+    }
+    assert!(began.elapsed() > Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

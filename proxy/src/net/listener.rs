@@ -80,7 +80,7 @@ pub fn ipv6_twin(addr: SocketAddr) -> Option<SocketAddr> {
     Some(SocketAddr::from((ip, addr.port())))
 }
 
-/// Accepts until draining begins and gives each connection to `serve` on a task of its own.
+/// Accepts until the drain closes the listeners and gives each connection to `serve` on a task of its own.
 ///
 /// Out of file descriptors it pauses, rather than spin; each connection is tracked by the drain.
 pub async fn accept<F, Fut>(listener: TcpListener, drain: drain::Watch, serve: F)
@@ -92,7 +92,7 @@ where
     loop {
         let accepted = tokio::select! {
             biased;
-            () = drain.draining() => return,
+            () = drain.closing() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -9,7 +9,11 @@ use remora_core::{
     settings::{PortSet, parse_subnets},
 };
 
-use super::{Exempt, RedirectConfig, RedirectError, apply, remove};
+use super::{
+    Exempt, RedirectConfig, RedirectError, apply,
+    node::{self, AgentArgs, AgentError, AskArgs, AskError},
+    remove,
+};
 
 /// Turn this network namespace's TCP connections to the proxy.
 #[derive(Debug, Clone, clap::Args)]
@@ -24,11 +28,25 @@ enum Command {
     Apply(Apply),
     /// Remove the rules.
     Remove,
+    /// Ask the node's agent for the rules, where this process may not write them.
+    Ask(AskArgs),
+    /// Write the rules of the pods of this node that ask.
+    Agent(AgentArgs),
 }
 
 #[derive(Debug, Clone, clap::Args)]
-#[command(group(ArgGroup::new("exempt").args(["proxy_uid", "proxy_mark"])))]
 struct Apply {
+    #[command(flatten)]
+    rules: Rules,
+    /// Show the rules and change nothing.
+    #[arg(long)]
+    print: bool,
+}
+
+/// What is intercepted.
+#[derive(Debug, Clone, clap::Args)]
+#[command(group(ArgGroup::new("exempt").args(["proxy_uid", "proxy_mark"])))]
+pub(super) struct Rules {
     /// Port of the proxy's outbound listener.
     #[arg(long, value_name = "PORT", default_value_t = ports::OUTBOUND)]
     outbound_port: u16,
@@ -53,29 +71,58 @@ struct Apply {
     /// Networks that are not intercepted in either direction, as in 10.0.0.0/8,fd00::/8.
     #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = parse_subnet)]
     skip_subnets: Vec<IpNet>,
-    /// Show the rules and change nothing.
-    #[arg(long)]
-    print: bool,
+}
+
+/// What keeps the rules from being in force, or the agent from its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error(transparent)]
+    Rules(#[from] RedirectError),
+    /// The node's agent was not reached or refused.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The agent cannot work.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
 }
 
 /// Does what the command line says, on this process's network namespace.
 ///
 /// # Errors
-/// Where the kernel refuses.
-pub fn run(args: &Args) -> Result<(), RedirectError> {
+/// Says what stands in the way.
+pub fn run(args: &Args) -> Result<(), Error> {
     match &args.command {
-        Command::Remove => remove(),
+        Command::Remove => remove()?,
         Command::Apply(options) if options.print => {
             // Nobody to tell where standard output is closed.
-            _ = write!(io::stdout(), "{}", options.config().table());
-            Ok(())
+            _ = write!(io::stdout(), "{}", options.rules.config().table());
         }
-        Command::Apply(options) => apply(&options.config()),
+        Command::Apply(options) => apply(&options.rules.config())?,
+        Command::Ask(options) => node::ask(options)?,
+        Command::Agent(options) => node::agent(options)?,
     }
+    Ok(())
 }
 
-impl Apply {
-    fn config(&self) -> RedirectConfig {
+impl Rules {
+    /// The flags that say the same.
+    pub(super) fn flags(&self) -> Vec<String> {
+        let mut flags = vec![
+            format!("--outbound-port={}", self.outbound_port),
+            format!("--inbound-port={}", self.inbound_port),
+            format!("--admin-port={}", self.admin_port),
+            format!("--skip-inbound-ports={}", self.skip_inbound_ports),
+            format!("--skip-outbound-ports={}", self.skip_outbound_ports),
+        ];
+        flags.extend(self.proxy_uid.map(|uid| format!("--proxy-uid={uid}")));
+        flags.extend(self.proxy_mark.map(|mark| format!("--proxy-mark={mark}")));
+        flags.extend(self.skip_subnets.iter().map(|net| format!("--skip-subnets={net}")));
+        flags
+    }
+
+    /// What they say.
+    pub(super) fn config(&self) -> RedirectConfig {
         RedirectConfig {
             outbound_port: self.outbound_port,
             inbound_port: self.inbound_port,
@@ -121,7 +168,14 @@ mod tests {
     fn parse(words: &str) -> Result<RedirectConfig, clap::Error> {
         let program = Program::try_parse_from(words.split(' '))?;
         let Command::Apply(options) = program.args.command else { panic!("not apply") };
-        Ok(options.config())
+        let config = options.rules.config();
+        // What is sent to a node's agent says the same as what was given.
+        let again = Program::try_parse_from(
+            ["redirect", "apply"].into_iter().map(str::to_owned).chain(options.rules.flags()),
+        )?;
+        let Command::Apply(again) = again.args.command else { panic!("not apply") };
+        assert_eq!(again.rules.config(), config);
+        Ok(config)
     }
 
     #[test]

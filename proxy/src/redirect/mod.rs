@@ -1,15 +1,17 @@
 //! Transparent interception: the rules in a pod's network namespace that turn its TCP connections
-//! to the proxy, and, where no kube-proxy does it, the node's translation of Service addresses.
+//! to the proxy, and, where no kube-proxy does it, the node's translation of Service addresses. Where a
+//! pod may not write them itself, [`node`] does.
 //!
 //! Everything here acts on the calling thread's network namespace and blocks for the kernel's
 //! answer, which takes a few milliseconds.
 
 mod cli;
 pub mod nft;
+pub mod node;
 mod rules;
 mod service_nat;
 
-pub use cli::{Args, run};
+pub use cli::{Args, Error, run};
 pub use nft::NftError as RedirectError;
 pub use rules::{Exempt, RedirectConfig};
 pub use service_nat::{ServiceNat, ServiceVip};

@@ -97,14 +97,19 @@ pub trait Dial: Send + Sync {
     fn dial(
         &self,
         roots: &TrustBundle,
+        rng: &mut fastrand::Rng,
     ) -> impl Future<Output = Result<Channel, ChannelError>> + Send;
 }
 
 impl Dial for ControlPlane {
-    async fn dial(&self, roots: &TrustBundle) -> Result<Channel, ChannelError> {
+    async fn dial(
+        &self,
+        roots: &TrustBundle,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Channel, ChannelError> {
         let config = server_auth_config(roots, &self.id)
             .map_err(|problem| ChannelError::Tls { authority: self.authority.clone(), problem })?;
-        self.connect(config).await
+        self.connect(config, rng).await
     }
 }
 
@@ -171,7 +176,7 @@ async fn obtain_patiently(
     let began = tokio::time::Instant::now();
     let mut reported: Option<tokio::time::Instant> = None;
     loop {
-        let error = match obtain(settings, control_plane).await {
+        let error = match obtain(settings, control_plane, rng).await {
             Ok((certificate, bundle)) => match identity.install(certificate.clone(), bundle) {
                 Ok(()) => return certificate,
                 Err(error) => error.into(),
@@ -216,12 +221,13 @@ fn report(
 async fn obtain(
     settings: &Settings,
     control_plane: &impl Dial,
+    rng: &mut fastrand::Rng,
 ) -> Result<(Certificate, TrustBundle), CertifyError> {
     let roots = read_trust_bundle(&settings.trust_bundle, &settings.trust_domain).await?;
     let token = read_token(&settings.token).await?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let csr = CertificateParams::default().serialize_request(&key)?;
-    let mut client = IdentityClient::new(control_plane.dial(&roots).await?);
+    let mut client = IdentityClient::new(control_plane.dial(&roots, rng).await?);
     let request = pb::CertifyRequest { token: token.to_vec(), csr: csr.der().to_vec() };
     let answer = tokio::time::timeout(CALL_TIMEOUT, client.certify(request))
         .await

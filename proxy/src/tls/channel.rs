@@ -13,8 +13,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::TlsError;
 
-/// Longest time for name look-up, TCP and TLS together.
+/// Longest time for name look-up, TCP and TLS together, of all addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for one address where there is another.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pings tell a dead control plane from a quiet one.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,34 +97,73 @@ impl ControlPlane {
     /// Connects, so that a failure is known at once and by its cause. The channel does not
     /// reconnect: its owner decides when to try again.
     ///
+    /// Where the name has several addresses, one is taken at random, so that proxies spread over
+    /// them, and the others are tried when it fails.
+    ///
     /// # Errors
     /// Says what stands between us and the control plane.
-    pub async fn connect(&self, config: ClientConfig) -> Result<Channel, ChannelError> {
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.dial(Arc::new(config)))
+    pub async fn connect(
+        &self,
+        config: ClientConfig,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Channel, ChannelError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.dial(Arc::new(config), rng))
             .await
-            .map_err(|_| ChannelError::Timeout { authority: self.authority.clone() })??;
-        channel_over(stream).await.map_err(|error| ChannelError::Http2 {
-            authority: self.authority.clone(),
-            problem: error_chain(&error).into(),
-        })
+            .map_err(|_| ChannelError::Timeout { authority: self.authority.clone() })?
     }
 
-    async fn dial(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, ChannelError> {
+    async fn dial(
+        &self,
+        config: Arc<ClientConfig>,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Channel, ChannelError> {
         let authority = || self.authority.clone();
         let lookup = |problem: io::Error| ChannelError::Lookup {
             authority: authority(),
             problem: Arc::new(problem),
         };
-        let addresses: Vec<SocketAddr> =
+        let mut addresses: Vec<SocketAddr> =
             tokio::net::lookup_host(&*self.authority).await.map_err(lookup)?.collect();
-        let mut failed = io::Error::new(io::ErrorKind::NotFound, "name has no address");
-        for address in addresses {
-            match self.dial_address(address).await {
-                Ok(tcp) => return self.handshake(config, address, tcp).await,
-                Err(error) => failed = error,
+        rng.shuffle(&mut addresses);
+        let nowhere = io::Error::new(io::ErrorKind::NotFound, "name has no address");
+        let mut failed =
+            ChannelError::Connect { authority: authority(), problem: Arc::new(nowhere) };
+        for (n, address) in addresses.iter().enumerate() {
+            let error = match self.dial_one(config.clone(), *address, n + 1 < addresses.len()).await
+            {
+                Ok(channel) => return Ok(channel),
+                Err(error) => error,
+            };
+            // What one of them holds against us tells more than that another is not there.
+            if !failed.is_trust() {
+                failed = error;
             }
         }
-        Err(ChannelError::Connect { authority: authority(), problem: Arc::new(failed) })
+        Err(failed)
+    }
+
+    /// One address; `bounded` where there is another to try.
+    async fn dial_one(
+        &self,
+        config: Arc<ClientConfig>,
+        address: SocketAddr,
+        bounded: bool,
+    ) -> Result<Channel, ChannelError> {
+        let authority = || self.authority.clone();
+        let connect = async {
+            let tcp = self.dial_address(address).await.map_err(|problem| {
+                ChannelError::Connect { authority: authority(), problem: Arc::new(problem) }
+            })?;
+            let stream = self.handshake(config, address, tcp).await?;
+            channel_over(stream).await.map_err(|error| ChannelError::Http2 {
+                authority: authority(),
+                problem: error_chain(&error).into(),
+            })
+        };
+        let within = if bounded { ADDRESS_TIMEOUT } else { CONNECT_TIMEOUT };
+        tokio::time::timeout(within, connect)
+            .await
+            .map_err(|_| ChannelError::Timeout { authority: authority() })?
     }
 
     async fn dial_address(&self, address: SocketAddr) -> io::Result<TcpStream> {

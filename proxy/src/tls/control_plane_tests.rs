@@ -133,7 +133,7 @@ fn test_clock() -> UnixTime {
 struct InMemory(mpsc::Sender<std::io::Result<DuplexStream>>);
 
 impl Dial for InMemory {
-    async fn dial(&self, _: &TrustBundle) -> Result<Channel, ChannelError> {
+    async fn dial(&self, _: &TrustBundle, _: &mut fastrand::Rng) -> Result<Channel, ChannelError> {
         let down = || ChannelError::Timeout { authority: "10.0.0.9:8086".into() };
         let (near, far) = tokio::io::duplex(64 << 10);
         self.0.send(Ok(far)).await.map_err(|_| down())?;
@@ -268,6 +268,10 @@ async fn a_bad_trust_bundle_file_is_named() {
     }
 }
 
+fn rng() -> fastrand::Rng {
+    fastrand::Rng::with_seed(1)
+}
+
 fn control_plane_id() -> SpiffeId {
     SpiffeId::control_plane("cluster.local").unwrap()
 }
@@ -336,7 +340,8 @@ async fn certify_runs_over_real_tls_and_the_result_opens_the_mutual_channel() {
         certify::wall_clock,
     ));
     let material = harness.identity.wait_ready().await;
-    let channel = mutual.connect(material.grpc_config(&mutual.id).unwrap()).await.unwrap();
+    let config = material.grpc_config(&mutual.id).unwrap();
+    let channel = mutual.connect(config, &mut rng()).await.unwrap();
     let status = pb::identity_client::IdentityClient::new(channel)
         .certify(pb::CertifyRequest::default())
         .await
@@ -352,7 +357,7 @@ async fn a_control_plane_of_a_foreign_ca_is_named_and_its_roots_worth_reading_ag
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(serve_tls(listener, issuer.clone(), server_config(&issuer.ca, true)));
     let config = ca.material(&id("web")).grpc_config(&control_plane.id).unwrap();
-    let error = control_plane.connect(config).await.unwrap_err();
+    let error = control_plane.connect(config, &mut rng()).await.unwrap_err();
     assert!(
         matches!(&error, ChannelError::Tls { problem: TlsError::UnknownIssuer, .. }),
         "{error}"
@@ -371,7 +376,7 @@ async fn a_workload_that_poses_as_the_control_plane_is_refused() {
     tasks.spawn(serve_tls(listener, issuer.clone(), Arc::new(config)));
     let config =
         super::material::server_auth_config(&issuer.ca.bundle(), &control_plane.id).unwrap();
-    let error = control_plane.connect(config).await.unwrap_err();
+    let error = control_plane.connect(config, &mut rng()).await.unwrap_err();
     assert!(error.to_string().contains("/sa/thief"), "{error}");
 }
 
@@ -379,6 +384,7 @@ async fn a_workload_that_poses_as_the_control_plane_is_refused() {
 async fn a_closed_port_and_a_plaintext_server_are_told_apart() {
     let ca = TestCa::new();
     let config = || ca.material(&id("web")).grpc_config(&control_plane_id()).unwrap();
+    let rng = &mut rng();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let control_plane = control_plane_at(&listener);
     let serve = async {
@@ -386,12 +392,62 @@ async fn a_closed_port_and_a_plaintext_server_are_told_apart() {
         tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         tcp
     };
-    let (error, _tcp) = tokio::join!(control_plane.connect(config()), serve);
+    let (error, _tcp) = tokio::join!(control_plane.connect(config(), rng), serve);
     assert!(
         matches!(error.unwrap_err(), ChannelError::Tls { problem: TlsError::NotTls, .. }),
         "plaintext"
     );
     drop(listener);
-    let error = control_plane.connect(config()).await.unwrap_err();
+    let error = control_plane.connect(config(), rng).await.unwrap_err();
     assert!(error.to_string().contains("unreachable"), "{error}");
+}
+
+/// A name with both loopback addresses and a port that is free on both; `None` where the machine
+/// has but one of them.
+async fn two_addresses() -> Option<(ControlPlane, TcpListener, TcpListener)> {
+    let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = four.local_addr().unwrap().port();
+    let authority = format!("localhost:{port}");
+    let found: Vec<_> = tokio::net::lookup_host(&*authority).await.ok()?.collect();
+    if found.len() < 2 {
+        return None;
+    }
+    let six = TcpListener::bind(("::1", port)).await.ok()?;
+    let control_plane =
+        ControlPlane { authority: authority.into(), id: control_plane_id(), mark: None };
+    Some((control_plane, four, six))
+}
+
+#[tokio::test]
+async fn connections_spread_over_the_addresses_and_go_to_the_other_where_one_is_dead() {
+    let Some((control_plane, four, six)) = two_addresses().await else {
+        eprintln!("skipped: localhost has not both 127.0.0.1 and ::1");
+        return;
+    };
+    let issuer = Issuer::new();
+    let config = || issuer.ca.material(&id("web")).grpc_config(&control_plane.id).unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(serve_tls(four, issuer.clone(), server_config(&issuer.ca, true)));
+    // Takes connections and says nothing: the one that is dead.
+    let silent = Arc::new(AtomicUsize::new(0));
+    let taken = silent.clone();
+    let dead = tasks.spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((tcp, _)) = six.accept().await {
+            taken.fetch_add(1, Ordering::SeqCst);
+            open.push(tcp);
+        }
+    });
+    let mut rng = rng();
+    let rounds = 12;
+    for _ in 0..rounds {
+        control_plane.connect(config(), &mut rng).await.unwrap();
+    }
+    let dead_first = silent.load(Ordering::SeqCst);
+    assert!((1..rounds).contains(&dead_first), "{dead_first} of {rounds} began with the dead one");
+    // One that refuses costs nothing.
+    dead.abort();
+    for _ in 0..rounds {
+        control_plane.connect(config(), &mut rng).await.unwrap();
+    }
 }

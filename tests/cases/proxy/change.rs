@@ -24,7 +24,7 @@ use tokio::{
 };
 
 /// A few clients that ask without a break until told to stop.
-struct Load {
+pub(crate) struct Load {
     done: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Vec<String>>>,
@@ -32,7 +32,7 @@ struct Load {
 
 impl Load {
     /// Two clients keep their connection, two make a new one for each request.
-    fn start(entry: SocketAddr) -> Self {
+    pub(crate) fn start(entry: SocketAddr) -> Self {
         Self::of(entry, Speaks::H1)
     }
 
@@ -66,7 +66,7 @@ impl Load {
     }
 
     /// Waits for so many more requests.
-    async fn passes(&self, more: usize) {
+    pub(crate) async fn passes(&self, more: usize) {
         let target = self.done.load(Ordering::Relaxed) + more;
         eventually("requests to be answered", || async {
             (self.done.load(Ordering::Relaxed) >= target).then_some(())
@@ -75,7 +75,7 @@ impl Load {
     }
 
     /// Ends it; not one request may have failed.
-    async fn without_failures(self) {
+    pub(crate) async fn without_failures(self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             let bad = within("a client's end", client).await.unwrap();

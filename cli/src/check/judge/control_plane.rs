@@ -16,7 +16,12 @@ use crate::check::{
 const BEHIND: f64 = 10.0;
 
 pub(super) fn lines(after: &After, now: i64) -> Vec<Line> {
-    let mut lines = ready(&after.replicas);
+    let mut lines = match &after.control_plane.pods {
+        Ok(_) => ready(&after.replicas),
+        Err(why) => {
+            vec![Line::skipped("control-plane.ready", format!("control plane not asked: {why}"))]
+        }
+    };
     lines.extend(proxies(after));
     lines.push(lease(after, now));
     lines

@@ -24,7 +24,11 @@ pub(super) fn lines(after: &After, now: i64) -> Vec<Line> {
     const CHECK: &str = "data-path.sample";
     let sample = &after.mesh.sample;
     if sample.is_empty() {
-        return vec![Line::skipped(CHECK, "data path not checked: no proxy is ready")];
+        let line = match &after.mesh.pods {
+            Ok(_) => Line::skipped(CHECK, "data path not checked: no proxy is ready"),
+            Err(why) => Line::skipped(CHECK, format!("data path not checked: {why}")),
+        };
+        return vec![line];
     }
     let forbidden = sample.iter().find_map(|proxy| match &proxy.metrics {
         Err(why @ Unread::Forbidden { .. }) => Some(why),
@@ -117,9 +121,12 @@ fn summary(namespace: &str, proxies: &[&Sampled], running: usize) -> Line {
     let requests = |tls| sum(REQUESTS_IN, &[("tls", tls)]);
     let connections = |direction, tls| sum(CONNECTIONS, &[("direction", direction), ("tls", tls)]);
     let ready = proxies.iter().filter(|proxy| proxy.ready == Ok(None)).count();
-    let of = if running > proxies.len() { format!(" of {running}") } else { String::new() };
-    let what = if proxies.len() == 1 { "proxy" } else { "proxies" };
-    let told = format!("{namespace}: {ready} of {} {what} asked{of} ready", proxies.len());
+    let asked = proxies.len();
+    let told = if ready == asked && asked == running {
+        format!("{namespace}: {ready} {} ready", if ready == 1 { "proxy" } else { "proxies" })
+    } else {
+        format!("{namespace}: {asked} of {running} proxies asked, {ready} of them ready")
+    };
     let (mutual_in, mutual_out) = (connections("inbound", "mtls"), connections("outbound", "mtls"));
     if mutual_in + mutual_out + requests("mtls") == 0 {
         return Line::ok(
@@ -157,7 +164,7 @@ mod tests {
         assert_eq!(lines.len(), 1, "{lines:#?}");
         assert_eq!(
             lines[0].message,
-            "shop: 2 of 2 proxies asked ready, 1,204 requests over mTLS in, 6 without (probes and \
+            "shop: 2 proxies ready, 1,204 requests over mTLS in, 6 without (probes and \
              callers outside the mesh), 8 connections over mTLS out"
         );
     }

@@ -220,9 +220,8 @@ fn refusal_mend(said: &str, namespace: &str) -> String {
 /// How a namespace comes to admit the init container.
 pub(super) fn privileged(namespace: &str) -> String {
     format!(
-        "kubectl label namespace {namespace} --overwrite \
-         pod-security.kubernetes.io/enforce=privileged: the container that sets up interception \
-         needs NET_ADMIN"
+        "the container that sets up interception needs NET_ADMIN: kubectl label namespace \
+         {namespace} --overwrite pod-security.kubernetes.io/enforce=privileged"
     )
 }
 

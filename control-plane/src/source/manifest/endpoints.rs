@@ -11,11 +11,10 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-/// Label that ties a slice to its Service.
-pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+use crate::source::{SERVICE_NAME_LABEL, ZONE_LABEL};
+
 const MANAGED_BY_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGED_BY: &str = "control-plane.remora.io";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// A slice's ports as they are for one group of pods: (name, number, protocol, appProtocol).
 type Ports = Vec<(String, i32, String, Option<String>)>;

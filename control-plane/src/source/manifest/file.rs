@@ -13,11 +13,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
-    Problem,
+    Object, Problem,
     document::{self, Node},
     validate,
 };
-use crate::source::Object;
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 16 << 20;

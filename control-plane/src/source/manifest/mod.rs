@@ -16,17 +16,20 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 
-use super::{Key, Kind, Object};
+use super::{Key, Kind};
+use crate::source;
 
 mod document;
 pub mod endpoints;
 mod expand;
 mod file;
+mod object;
 mod validate;
 pub mod watch;
 
 pub use expand::{MAX_REPLICAS, expand};
 use file::{Entry, Parsed};
+pub use object::Object;
 
 /// One thing wrong with a file. Displays as `file:line: field: what; mend`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -207,7 +210,7 @@ impl Objects {
     /// What a cluster would make of them: Deployments expanded into Pods, Services with selectors
     /// given their EndpointSlices.
     #[must_use]
-    pub fn resolved(&self) -> BTreeMap<Key, Object> {
+    pub fn resolved(&self) -> BTreeMap<Key, source::Object> {
         let pods = self.pods();
         let mut by_label: HashMap<(&str, &str, &str), Vec<&Arc<Pod>>> = HashMap::new();
         for (key, pod) in &pods {
@@ -215,7 +218,11 @@ impl Objects {
                 by_label.entry((&key.namespace, label, value)).or_default().push(pod);
             }
         }
-        let mut out = self.all.clone();
+        let mut out: BTreeMap<Key, source::Object> = self
+            .all
+            .iter()
+            .filter_map(|(key, object)| Some((key.clone(), object.slim()?)))
+            .collect();
         for service in self.services() {
             let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
             let selector = service.spec.iter().flat_map(|spec| spec.selector.iter().flatten());
@@ -226,11 +233,12 @@ impl Objects {
                 })
                 .min_by_key(|pods| pods.len());
             for slice in endpoints::slices(service, candidates.into_iter().flatten().copied()) {
-                let slice = Object::EndpointSlice(Arc::new(slice));
+                let slice = source::Object::EndpointSlice(Arc::new((&slice).into()));
                 out.insert(slice.key(), slice);
             }
         }
-        out.extend(pods.into_iter().map(|(key, pod)| (key, Object::Pod(pod))));
+        let slim = |pod: &Arc<Pod>| source::Object::Pod(Arc::new(source::Pod::described(pod)));
+        out.extend(pods.iter().map(|(key, pod)| (key.clone(), slim(pod))));
         out
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{super::Object, expand::MAX_REPLICAS};
+use super::{Object, expand::MAX_REPLICAS};
 
 /// A field that cannot be used: its path, what is wrong and the mend.
 #[derive(Debug)]

@@ -92,7 +92,7 @@ fn difference(last: &BTreeMap<Key, Object>, now: BTreeMap<Key, Object>) -> Vec<E
     let gone = last.keys().filter(|key| !now.contains_key(key)).cloned().map(Event::Delete);
     let mut events: Vec<Event> = gone.collect();
     for (key, object) in now {
-        if !last.get(&key).is_some_and(|old| old.is_same(&object)) {
+        if last.get(&key) != Some(&object) {
             events.push(Event::Apply(object));
         }
     }

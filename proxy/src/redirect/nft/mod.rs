@@ -9,7 +9,7 @@ mod netlink;
 use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
-pub use netlink::{NftError, remove, replace};
+pub use netlink::{NftError, create, remove, replace};
 
 /// A table of the family `inet`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -84,6 +84,22 @@ pub fn replace(table: &Table) -> Result<(), NftError> {
     transact(&requests)
 }
 
+/// Puts the table in force where there is none of its name; says whether there was none.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn create(table: &Table) -> Result<bool, NftError> {
+    let mut requests = encode::create(table);
+    if let Some(first) = requests.first_mut() {
+        first.flags |= NLM_F_EXCL;
+    }
+    match transact(&requests) {
+        Ok(()) => Ok(true),
+        Err(NftError::Refused { errno: Errno::EEXIST, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes a table and all in it; no error where there is none.
 ///
 /// # Errors
@@ -97,6 +113,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_EXCL: u16 = 0x200;
 const NLMSG_ERROR: u16 = 2;
 const HEADER: usize = 16;
 const FAMILY_INET: u8 = 1;

@@ -1,6 +1,6 @@
 //! The rules against the kernel: real connections between network namespaces.
 
-mod namespace;
+pub(super) mod namespace;
 
 use std::{
     io::{self, ErrorKind},

@@ -20,14 +20,14 @@ use rtnetlink::{
 };
 
 /// The node's address.
-pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+pub(in crate::redirect) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 /// The node's address in IPv6.
-pub(super) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+pub(in crate::redirect) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
 const INSIDE: &str = "REMORA_TEST_INSIDE_NAMESPACE";
 
 /// Runs `body` in new namespaces made with these options of `unshare`, or says why not.
-pub(super) fn inside(options: &[&str], test: &str, body: impl FnOnce()) {
+pub(in crate::redirect) fn inside(options: &[&str], test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
@@ -48,17 +48,17 @@ pub(super) fn inside(options: &[&str], test: &str, body: impl FnOnce()) {
 }
 
 /// A pod: a network namespace that is connected to the node's.
-pub(super) struct Pod {
+pub(in crate::redirect) struct Pod {
     jobs: SyncSender<Box<dyn FnOnce() + Send>>,
     /// Its address; the last byte is its number.
-    pub(super) ip: Ipv4Addr,
+    pub(in crate::redirect) ip: Ipv4Addr,
     /// Its address in IPv6, with the same number.
-    pub(super) ip_v6: Ipv6Addr,
+    pub(in crate::redirect) ip_v6: Ipv6Addr,
 }
 
 impl Pod {
     /// Makes a pod with this number (2 or more) and connects it; call on the node's thread.
-    pub(super) fn new(number: u8) -> Self {
+    pub(in crate::redirect) fn new(number: u8) -> Self {
         if number == 2 {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
@@ -88,7 +88,10 @@ impl Pod {
     }
 
     /// Runs something in the pod. Sockets it makes stay the pod's wherever they are used.
-    pub(super) fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(in crate::redirect) fn run<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         let (result, done) = sync_channel(1);
         self.jobs.send(Box::new(move || result.send(f()).unwrap())).unwrap();
         done.recv().unwrap()
@@ -143,7 +146,7 @@ async fn address_v6(handle: &Handle, device: u32, ip: Ipv6Addr) {
 }
 
 /// A route of the node's own for addresses that the rules translate.
-pub(super) fn route_to_loopback(ip: Ipv4Addr) {
+pub(in crate::redirect) fn route_to_loopback(ip: Ipv4Addr) {
     netlink(async |handle| {
         let lo = index(&handle, "lo").await;
         route(&handle, lo, ip.into(), Some(NODE)).await;

@@ -1,6 +1,9 @@
 //! Whether a pod gets a sidecar.
 
-use std::{collections::BTreeMap, fmt};
+mod cautions;
+mod probes;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use remora_core::{
@@ -10,8 +13,10 @@ use remora_core::{
 
 use crate::{
     inject::{INIT_CONTAINER, PROXY_CONTAINER},
-    proxy_settings::ProxySettings,
+    proxy_settings::{NativeSidecar, ProxySettings, Resources},
 };
+
+pub use probes::ProxiedProbe;
 
 /// What holds for the whole mesh.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +29,8 @@ pub struct Settings {
     pub control_plane: String,
     /// Trust domain of the SPIFFE ids.
     pub trust_domain: String,
+    /// Whether the cluster has native sidecars (Kubernetes 1.29); what `auto` means.
+    pub native_sidecar: bool,
     /// What pods get whose annotations do not say otherwise.
     pub defaults: ProxySettings,
 }
@@ -32,13 +39,14 @@ impl Default for Settings {
     fn default() -> Self {
         let version = env!("CARGO_PKG_VERSION");
         Self {
-            proxy_image: format!("ghcr.io/remora-io/proxy:{version}"),
+            proxy_image: format!("ghcr.io/remora-io/remora:{version}"),
             proxy_version: version.to_owned(),
             control_plane: format!(
                 "remora-control-plane.{SYSTEM_NAMESPACE}.svc.{CLUSTER_DOMAIN}:{}",
                 ports::CONTROL_PLANE
             ),
             trust_domain: TRUST_DOMAIN.to_owned(),
+            native_sidecar: true,
             defaults: ProxySettings::default(),
         }
     }
@@ -69,8 +77,38 @@ pub enum Decision {
 pub struct Plan {
     /// Settings of its proxy.
     pub proxy: ProxySettings,
+    /// How much of the sidecar is still to be written.
+    pub scope: Scope,
+    /// As what the proxy runs.
+    pub form: Form,
+    /// How long the draining proxy may wait: its setting, as far as the pod's own grace period lets it.
+    pub grace: Duration,
+    /// Probes that the proxy carries out, and that are still to be pointed at it.
+    pub probes: Vec<ProxiedProbe>,
+    /// Annotations that the pod gets: the namespace's configuration as far as it is in force, so
+    /// that everybody sees the same on the pod itself.
+    pub annotations: BTreeMap<String, String>,
     /// What its owner should know, one line each.
     pub warnings: Vec<String>,
+}
+
+/// How much is written into a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole sidecar.
+    Sidecar,
+    /// Only probes: the pod has this version's sidecar, and a container or probe came later, for
+    /// example by another webhook.
+    Probes,
+}
+
+/// As what the proxy runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// An init container that stays: up before the application, there until it has ended.
+    Native,
+    /// The first of the containers, for clusters without native sidecars.
+    Ordinary,
 }
 
 /// Why a pod gets no sidecar.
@@ -151,6 +189,8 @@ pub struct Refusal {
     pub invalid: InvalidAnnotation,
 }
 
+/// Which container kubectl means.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 const NEVER_INJECTED: [&str; 3] = ["kube-system", "kube-node-lease", SYSTEM_NAMESPACE];
 const OTHER_SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
@@ -159,23 +199,81 @@ const OTHER_SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 pub fn decide(pod: &Pod, namespace: &NamespaceInfo, settings: &Settings) -> Decision {
     let empty = BTreeMap::new();
     let on_pod = pod.metadata.annotations.as_ref().unwrap_or(&empty);
-    match obstacle(pod, on_pod, namespace) {
+    let (probes, mut warnings) = pod.spec.as_ref().map(probes::find).unwrap_or_default();
+    let scope = match obstacle(pod, on_pod, namespace) {
         Err(refusal) => return Decision::Refuse(refusal),
+        Ok(None) => Scope::Sidecar,
+        Ok(Some(SkipReason::AlreadyInjected { version: Some(version) }))
+            if version == settings.proxy_version && !probes.is_empty() && has_proxy(pod) =>
+        {
+            Scope::Probes
+        }
         Ok(Some(reason)) => return Decision::Skip(reason),
-        Ok(None) => {}
-    }
+    };
     let merged = config(on_pod, &namespace.annotations);
-    match ProxySettings::read(&merged, &settings.defaults) {
-        Ok(proxy) => Decision::Inject(Box::new(Plan { proxy, warnings: unknown_keys(&merged) })),
+    let proxy = match ProxySettings::read(&merged, &defaults_for(pod, settings)) {
+        Ok(proxy) => proxy,
         Err(invalid) => {
             let place = if on_pod.contains_key(&invalid.key) {
                 Place::Pod
             } else {
                 Place::Namespace(namespace.name.clone())
             };
-            Decision::Refuse(Refusal { place, invalid })
+            return Decision::Refuse(Refusal { place, invalid });
         }
+    };
+    let form = match proxy.native_sidecar {
+        NativeSidecar::Auto if !settings.native_sidecar => Form::Ordinary,
+        NativeSidecar::Disabled => Form::Ordinary,
+        NativeSidecar::Auto | NativeSidecar::Enabled => Form::Native,
+    };
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let annotated = merged.contains_key(annotations::SHUTDOWN_GRACE_PERIOD);
+    let (grace, cut) = cautions::grace(spec, proxy.shutdown_grace_period, annotated);
+    if scope == Scope::Sidecar {
+        warnings.extend(cautions::of_pod(spec, form));
+        warnings.extend(cut);
+        warnings.extend(cautions::unknown_keys(&merged));
     }
+    let annotations = annotations_for(spec, on_pod, &merged, form);
+    Decision::Inject(Box::new(Plan { proxy, scope, form, grace, probes, annotations, warnings }))
+}
+
+/// A pod that shares out its own resources has room for what its owner counted; only what an
+/// annotation says comes on top.
+fn defaults_for(pod: &Pod, settings: &Settings) -> ProxySettings {
+    let mut defaults = settings.defaults.clone();
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    if of_pod.is_some_and(|r| r.requests.is_some() || r.limits.is_some()) {
+        defaults.resources = Resources::default();
+    }
+    defaults
+}
+
+fn has_proxy(pod: &Pod) -> bool {
+    let containers = pod.spec.as_ref().into_iter().flat_map(all_containers);
+    containers.into_iter().any(|container| container.name == PROXY_CONTAINER)
+}
+
+fn annotations_for(
+    spec: &PodSpec,
+    on_pod: &BTreeMap<String, String>,
+    merged: &BTreeMap<String, String>,
+    form: Form,
+) -> BTreeMap<String, String> {
+    let known = |key: &str| annotations::CONFIG.contains(&key);
+    let inherited = merged.iter().filter(|(key, _)| known(key) && !on_pod.contains_key(*key));
+    let mut all: BTreeMap<String, String> =
+        inherited.map(|(key, value)| (key.clone(), value.clone())).collect();
+    // kubectl logs and exec mean the first container where nobody tells them: not our proxy.
+    if form == Form::Ordinary
+        && !on_pod.contains_key(DEFAULT_CONTAINER)
+        && let Some(first) = spec.containers.first()
+    {
+        all.insert(DEFAULT_CONTAINER.to_owned(), first.name.clone());
+    }
+    all
 }
 
 /// What stands against a sidecar.
@@ -243,16 +341,6 @@ fn config(
         .filter(|key| key.starts_with(annotations::CONFIG_PREFIX))
         .filter_map(|key| {
             Some((key.clone(), in_force(on_pod.get(key), on_namespace.get(key))?.clone()))
-        })
-        .collect()
-}
-
-fn unknown_keys(map: &BTreeMap<String, String>) -> Vec<String> {
-    map.keys()
-        .filter(|key| !annotations::CONFIG.contains(&key.as_str()))
-        .map(|key| {
-            let known = annotations::CONFIG.map(|k| &k[annotations::CONFIG_PREFIX.len()..]);
-            format!("annotation {key} is unknown and has no effect; known are {}", known.join(", "))
         })
         .collect()
 }

@@ -1,0 +1,167 @@
+//! Whatever the order in which objects of different kinds come, and however they come: the same
+//! answers, and those whose answer changed are told.
+
+use std::collections::VecDeque;
+
+use k8s_openapi::api::discovery::v1 as discovery;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// One change of one object: `None` deletes it.
+type Op = (Key, Option<Object>);
+
+fn key(kind: Kind, name: &str) -> Key {
+    let namespace = if matches!(kind, Kind::Namespace | Kind::Node) { "" } else { "shop" };
+    Key { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+fn annotated(value: bool, annotations: Value) -> Value {
+    if value { annotations } else { json!({}) }
+}
+
+/// A small world in which addresses, names and nodes collide often.
+fn op() -> impl Strategy<Value = Op> {
+    (0u8..5, 0u8..3, 0u8..4, any::<[bool; 3]>()).prop_map(|(kind, which, variant, flags)| {
+        let gone = variant == 3;
+        let (key, object) = match kind {
+            0 => namespace(flags),
+            1 => node(which, flags),
+            2 => service(which, variant, flags),
+            3 => pod(which, variant, flags),
+            _ => slice(which, variant, flags),
+        };
+        (key, (!gone).then_some(object))
+    })
+}
+
+fn namespace(flags: [bool; 3]) -> (Key, Object) {
+    let annotations = json!({"config.remora.io/skip-inbound-ports": "8080"});
+    let object =
+        json!({"metadata": {"name": "shop", "annotations": annotated(flags[0], annotations)}});
+    let object: core::Namespace = serde_json::from_value(object).unwrap();
+    (key(Kind::Namespace, "shop"), Object::Namespace(Arc::new((&object).into())))
+}
+
+fn node(which: u8, flags: [bool; 3]) -> (Key, Object) {
+    let name = Name::new("", &format!("n{which}"));
+    let zone = if flags[0] { "a" } else { "b" }.into();
+    (key(Kind::Node, &name.name), Object::Node(Arc::new(source::Node { name, zone })))
+}
+
+fn service(which: u8, variant: u8, flags: [bool; 3]) -> (Key, Object) {
+    let name = format!("s{which}");
+    let object = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {
+        "clusterIP": if flags[0] { format!("10.96.0.{variant}") } else { "None".to_owned() },
+        "ports": [{"name": "http", "port": 80, "appProtocol": if flags[1] { "http" } else { "" }}]}});
+    let object: core::Service = serde_json::from_value(object).unwrap();
+    (key(Kind::Service, &name), Object::Service(Arc::new((&object).into())))
+}
+
+fn pod(which: u8, variant: u8, flags: [bool; 3]) -> (Key, Object) {
+    let name = format!("p{which}");
+    let meshed = json!({"remora.io/proxy-version": "1"});
+    let object = json!({
+        "metadata": {"name": name, "namespace": "shop", "annotations": annotated(flags[0], meshed)},
+        "spec": {"nodeName": format!("n{}", variant % 2), "containers": []},
+        "status": {"podIP": format!("10.244.0.{variant}"),
+            "phase": if flags[1] && flags[2] { "Failed" } else { "Running" }},
+    });
+    let object: core::Pod = serde_json::from_value(object).unwrap();
+    (key(Kind::Pod, &name), Object::Pod(Arc::new(source::Pod::described(&object))))
+}
+
+fn slice(which: u8, variant: u8, flags: [bool; 3]) -> (Key, Object) {
+    let name = format!("e{which}");
+    let pod = |n: u8| json!({"kind": "Pod", "namespace": "shop", "name": format!("p{n}")});
+    let endpoint = |n: u8, named: bool| {
+        json!({"addresses": [format!("10.244.0.{n}")], "conditions": {"ready": flags[1]},
+            "targetRef": if named { pod(which) } else { Value::Null }})
+    };
+    let object = json!({
+        "metadata": {"name": name, "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": format!("s{}", variant % 3)}},
+        "addressType": "IPv4",
+        "endpoints": [endpoint(variant, flags[0]), endpoint((variant + 1) % 3, false)],
+        "ports": [{"name": "http", "port": 8080}],
+    });
+    let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+    (key(Kind::EndpointSlice, &name), Object::EndpointSlice(Arc::new((&object).into())))
+}
+
+fn event((key, object): Op) -> Event {
+    object.map_or(Event::Delete(key), Event::Apply)
+}
+
+fn targets() -> Vec<Target> {
+    let mut all = vec![Target::Inbound];
+    for n in 0..4 {
+        for address in
+            [format!("10.96.0.{n}:80"), format!("10.96.0.{n}:81"), format!("10.244.0.{n}:8080")]
+        {
+            all.push(Target::Address(address.parse().unwrap()));
+        }
+        all.push(Target::authority(&format!("s{n}.shop:80")).unwrap());
+    }
+    all
+}
+
+fn caller() -> Arc<Caller> {
+    let pod = "p0".to_owned();
+    Arc::new(Caller { namespace: "shop".to_owned(), pod, ..Caller::default() })
+}
+
+fn answers(index: &Index) -> Vec<Answer> {
+    targets().iter().map(|target| index.resolve(target, &caller())).collect()
+}
+
+proptest! {
+    #[test]
+    fn any_interleaving_of_kinds_with_lists_in_between_gives_the_same_answers(
+        ops in prop::collection::vec(op(), 0..60),
+        picks in prop::collection::vec((0u8..5, 0u8..8, any::<bool>()), 60),
+    ) {
+        let mut expected = Index::new("cluster.local", "cluster.local");
+        ops.iter().cloned().for_each(|op| _ = expected.apply([event(op)]));
+
+        let mut queues: BTreeMap<Kind, VecDeque<Op>> = BTreeMap::new();
+        ops.into_iter().for_each(|op| queues.entry(op.0.kind).or_default().push_back(op));
+        let mut known: BTreeMap<Kind, BTreeMap<Key, Object>> = BTreeMap::new();
+        let mut index = Index::new("cluster.local", "cluster.local");
+        for (id, target) in targets().into_iter().enumerate() {
+            index.subscribe(SubscriberId { stream: 0, id: id as u64 }, target, caller());
+        }
+        let mut told = answers(&index);
+        let mut batch = Vec::new();
+        let mut picks = picks.into_iter();
+        while !queues.is_empty() {
+            let (which, relist, more) = picks.next().unwrap_or_default();
+            let kind = *queues.keys().nth(usize::from(which) % queues.len()).unwrap();
+            let queue = queues.get_mut(&kind).unwrap();
+            let (key, object) = queue.pop_front().unwrap();
+            if queue.is_empty() {
+                queues.remove(&kind);
+            }
+            let of_kind = known.entry(kind).or_default();
+            match &object {
+                Some(object) => _ = of_kind.insert(key.clone(), object.clone()),
+                None => _ = of_kind.remove(&key),
+            }
+            batch.push(match relist {
+                0 => Event::Replace(kind, of_kind.values().cloned().collect()),
+                1 => Event::Reset(known.values().flat_map(BTreeMap::values).cloned().collect()),
+                _ => event((key, object)),
+            });
+            if more && !queues.is_empty() {
+                continue;
+            }
+            let applied = index.apply(std::mem::take(&mut batch));
+            for id in applied.touched {
+                told[id.id as usize] = index.answer(id).unwrap();
+            }
+            prop_assert_eq!(&told, &answers(&index), "someone was not told");
+        }
+        prop_assert_eq!(answers(&index), answers(&expected));
+    }
+}

@@ -1,0 +1,103 @@
+//! What is asked of each kind, and how little of the answer is kept.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use k8s_openapi::{
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+
+use crate::source::{Kind, Namespace, Node, Object, Pod};
+
+/// A kind as the API speaks of it.
+pub(super) trait Watched: DeserializeOwned + Send + 'static {
+    /// Which it is.
+    const KIND: Kind;
+    /// Where it is listed and watched in all namespaces.
+    const PATH: &'static str;
+    /// Whether its metadata is all that is asked for.
+    const METADATA_ONLY: bool = false;
+
+    /// The version that the API gives it, and what the index reads of it.
+    fn reduce(self) -> (Option<String>, Object);
+}
+
+/// An object as it comes out of the decoder: reduced before the next one is read, so that a page
+/// never holds more than one object whole.
+pub(super) struct Reduced<K> {
+    pub(super) version: Option<String>,
+    pub(super) object: Object,
+    kind: PhantomData<K>,
+}
+
+impl<'de, K: Watched> Deserialize<'de> for Reduced<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (version, object) = K::deserialize(deserializer)?.reduce();
+        Ok(Self { version, object, kind: PhantomData })
+    }
+}
+
+/// A Namespace, of which annotations are all that matters.
+#[derive(Deserialize)]
+pub(super) struct NamespaceMeta {
+    metadata: ObjectMeta,
+}
+
+/// A Node, of which labels are all that matters. Whole ones are large and change often.
+#[derive(Deserialize)]
+pub(super) struct NodeMeta {
+    metadata: ObjectMeta,
+}
+
+impl Watched for NamespaceMeta {
+    const KIND: Kind = Kind::Namespace;
+    const PATH: &'static str = "/api/v1/namespaces";
+    const METADATA_ONLY: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Namespace(Arc::new(Namespace::from(&self.metadata)));
+        (self.metadata.resource_version, object)
+    }
+}
+
+impl Watched for NodeMeta {
+    const KIND: Kind = Kind::Node;
+    const PATH: &'static str = "/api/v1/nodes";
+    const METADATA_ONLY: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Node(Arc::new(Node::from(&self.metadata)));
+        (self.metadata.resource_version, object)
+    }
+}
+
+impl Watched for core::Service {
+    const KIND: Kind = Kind::Service;
+    const PATH: &'static str = "/api/v1/services";
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Service(Arc::new((&self).into()));
+        (self.metadata.resource_version, object)
+    }
+}
+
+impl Watched for core::Pod {
+    const KIND: Kind = Kind::Pod;
+    const PATH: &'static str = "/api/v1/pods";
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Pod(Arc::new(Pod::running(&self)));
+        (self.metadata.resource_version, object)
+    }
+}
+
+impl Watched for discovery::EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+    const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::EndpointSlice(Arc::new((&self).into()));
+        (self.metadata.resource_version, object)
+    }
+}

@@ -1,0 +1,123 @@
+//! Objects from a Kubernetes API: five watches, one stream of batches.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
+use kube::Client;
+use remora_core::drain;
+
+use super::{Event, Key, Kind, Object};
+
+mod kinds;
+mod reflector;
+mod request;
+mod status;
+
+use kinds::{NamespaceMeta, NodeMeta};
+use reflector::{Told, reflect};
+use status::KINDS;
+pub use status::{KindStatus, Status};
+
+/// Most changes of one batch. What is ready at once is applied at once; more than this waits for
+/// the next batch, so that nobody else waits long.
+const BATCH: usize = 1000;
+
+/// Follows what the API has until draining begins.
+///
+/// The first call of `apply` has the whole first list of every kind in one batch, so that nothing
+/// is answered before; later ones have what changed since, at most 1000 changes at a time. A new
+/// list of a kind comes as one [`Event::Replace`]: the state is never emptied. `status` tells others
+/// how it goes; the client should not repeat requests by itself (`default_retry`), since these do,
+/// and say why.
+pub async fn watch(
+    client: Client,
+    status: Arc<Status>,
+    mut apply: impl FnMut(Vec<Event>),
+    drain: drain::Watch,
+) {
+    let mut rng = fastrand::Rng::new();
+    let mut shared = || (client.clone(), Arc::clone(&status), rng.fork());
+    let streams = [
+        reflect::<NamespaceMeta>(shared()).boxed(),
+        reflect::<NodeMeta>(shared()).boxed(),
+        reflect::<core::Service>(shared()).boxed(),
+        reflect::<EndpointSlice>(shared()).boxed(),
+        reflect::<core::Pod>(shared()).boxed(),
+    ];
+    let mut told = stream::select_all(streams).ready_chunks(BATCH);
+    let mut first = Some(First::default());
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = drain.draining() => return,
+            Some(batch) = told.next() => batch,
+        };
+        let events: Vec<Event> = match &mut first {
+            None => batch.into_iter().map(Told::into_event).collect(),
+            Some(gathered) => {
+                batch.into_iter().for_each(|told| gathered.take(told));
+                if !gathered.is_complete() {
+                    continue;
+                }
+                first.take().map(First::into_events).unwrap_or_default()
+            }
+        };
+        apply(events);
+    }
+}
+
+/// What is known before every kind has been listed. Kinds whose list came early go on changing
+/// meanwhile; what they say is folded in, so that a kind that may not be listed for hours costs no
+/// more memory than the objects there are.
+#[derive(Default)]
+struct First(BTreeMap<Kind, BTreeMap<Key, Object>>);
+
+impl First {
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Listed(kind, objects) => {
+                let by_key = objects.into_iter().map(|object| (object.key(), object));
+                self.0.insert(kind, by_key.collect());
+            }
+            Told::Changed(Event::Apply(object)) => {
+                self.0.entry(object.kind()).or_default().insert(object.key(), object);
+            }
+            Told::Changed(Event::Delete(key)) => {
+                if let btree_map::Entry::Occupied(mut known) = self.0.entry(key.kind) {
+                    known.get_mut().remove(&key);
+                }
+            }
+            // Reflectors say no more than the above.
+            Told::Changed(Event::Replace(..) | Event::Reset(_)) => {}
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        KINDS.iter().all(|kind| self.0.contains_key(kind))
+    }
+
+    fn into_events(self) -> Vec<Event> {
+        let all = |(kind, objects): (Kind, BTreeMap<Key, Object>)| {
+            Event::Replace(kind, objects.into_values().collect())
+        };
+        self.0.into_iter().map(all).collect()
+    }
+}
+
+impl Told {
+    fn into_event(self) -> Event {
+        match self {
+            Self::Listed(kind, objects) => Event::Replace(kind, objects),
+            Self::Changed(event) => event,
+        }
+    }
+}
+
+#[cfg(test)]
+mod story;
+#[cfg(test)]
+mod tests;

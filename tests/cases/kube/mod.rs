@@ -1,0 +1,11 @@
+//! The control plane and the injector against a double of the Kubernetes API server.
+
+#![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
+
+mod cluster;
+mod double;
+mod fidelity;
+mod identity;
+mod injector;
+mod plane;
+mod shop;
