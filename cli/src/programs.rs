@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{demo, install, up};
+use crate::{check, demo, install, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ enum Program {
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
 
+    /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
+    Check(check::Args),
     /// Write the objects of an installation: remora install | kubectl apply -f -
     Install(install::Args),
     /// Remove Remora from a cluster.
@@ -97,6 +99,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
+        Program::Check(args) => report(check::run(&args)),
         Program::Install(args) => report(install::run(args)),
         Program::Uninstall(args) => report(install::uninstall::run(&args)),
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
