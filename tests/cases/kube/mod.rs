@@ -11,3 +11,4 @@ mod injector;
 mod kubelet;
 mod plane;
 mod shop;
+mod uninstall;
