@@ -1,10 +1,12 @@
 //! The command line of Remora, and its programs in one binary.
 //!
 //! - [`programs`] the table of subcommands, the only place that knows all programs;
+//! - [`check`] whether a cluster can take the mesh, and an installed mesh does its job;
 //! - [`up`] a directory of Kubernetes manifests brought to life on this machine;
 //! - [`install`] the objects of an installation in a cluster, and their removal;
 //! - [`demo`] the story that shows what the mesh does, told on `up`.
 
+pub mod check;
 pub mod demo;
 pub mod install;
 pub mod programs;

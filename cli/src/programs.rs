@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{demo, install, up};
+use crate::{check, demo, install, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ enum Program {
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
 
+    /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
+    Check(check::Args),
     /// Write the objects of an installation: remora install | kubectl apply -f -
     Install(install::Args),
     /// Remove Remora from a cluster.
@@ -39,7 +41,7 @@ enum Program {
     /// Discovery and identity.
     ControlPlane(Logged<remora_control_plane::Args>),
     /// The admission webhook that writes sidecars into pods.
-    Injector(Logged<remora_injector::webhook::Args>),
+    Injector(Box<Logged<remora_injector::webhook::Args>>),
     /// Put the interception rules of a pod in force, or remove them.
     Redirect(remora_proxy::redirect::Args),
 
@@ -97,6 +99,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
+        Program::Check(args) => report(check::run(&args)),
         Program::Install(args) => report(install::run(args)),
         Program::Uninstall(args) => report(install::uninstall::run(&args)),
         Program::Inject(args) => report(remora_injector::cli::run(&args).map(ExitCode::from)),
@@ -104,7 +107,7 @@ pub fn run(cli: Cli) -> ExitCode {
             report(remora_proxy::program::run(program).map(|()| ExitCode::SUCCESS))
         }
         Program::ControlPlane(program) => report(control_plane(program)),
-        Program::Injector(program) => report(injector(program)),
+        Program::Injector(program) => report(injector(*program)),
         Program::Redirect(args) => {
             report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))
         }

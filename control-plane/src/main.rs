@@ -16,8 +16,9 @@ use remora_core::{
 struct Cli {
     #[command(flatten)]
     args: Args,
-    /// Log filter, for example info or warn,remora_control_plane=debug.
-    #[arg(long, env = names::env::LOG, default_value = "info")]
+    /// Log filter, for example info or warn,remora_control_plane=debug. The default leaves out what
+    /// the Kubernetes client logs by itself: each of its errors is told here, with the mend.
+    #[arg(long, env = names::env::LOG, default_value = "info,kube_client=off,kube_runtime=off")]
     log: String,
     /// Format of the log: text or json.
     #[arg(long, env = names::env::LOG_FORMAT, default_value = "text")]

@@ -3,7 +3,14 @@
 //! One [`Drain`] per process. Servers hold a [`Watch`] clone: it says when to begin draining and,
 //! as long as it lives, keeps the process from ending before the deadline.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::{
@@ -27,6 +34,8 @@ pub struct Watch {
     closing: CancellationToken,
     aborted: CancellationToken,
     tasks: TaskTracker,
+    /// Work that was ever tracked; tells of what came and went between two looks.
+    begun: Arc<AtomicU64>,
 }
 
 /// How a drain ended.
@@ -47,6 +56,7 @@ impl Drain {
             closing: CancellationToken::new(),
             aborted: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            begun: Arc::default(),
         };
         (Self { watch: watch.clone() }, watch)
     }
@@ -63,7 +73,7 @@ impl Drain {
         Drained::Aborted(left)
     }
 
-    /// Begins draining, but goes on accepting until no tracked work was seen for `quiet`; then as
+    /// Begins draining, but goes on accepting until no tracked work began or was open for `quiet`; then as
     /// [`Drain::drain`]. `grace` is the bound of both together.
     ///
     /// For a server that others still need while they end themselves.
@@ -72,10 +82,12 @@ impl Drain {
         let deadline = Instant::now() + grace;
         let silence = async {
             let mut since = Instant::now();
+            let mut begun = self.watch.begun.load(Ordering::Relaxed);
             while since.elapsed() < quiet {
                 sleep(LOOK.min(quiet)).await;
-                if !self.watch.tasks.is_empty() {
-                    since = Instant::now();
+                let now = self.watch.begun.load(Ordering::Relaxed);
+                if now != begun || !self.watch.tasks.is_empty() {
+                    (begun, since) = (now, Instant::now());
                 }
             }
         };
@@ -114,6 +126,7 @@ impl Watch {
     where
         F: Future,
     {
+        self.begun.fetch_add(1, Ordering::Relaxed);
         let aborted = self.aborted.clone();
         self.tasks.track_future(async move { aborted.run_until_cancelled_owned(work).await })
     }
@@ -167,6 +180,20 @@ mod tests {
         let took = begun.elapsed();
         assert!((12..13).contains(&took.as_secs()), "{took:?}");
         assert!(watch.closing.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_too_short_to_be_seen_is_no_silence() {
+        let (drain, watch) = Drain::new();
+        let begun = Instant::now();
+        let short = tokio::spawn(async move {
+            sleep(Duration::from_millis(4010)).await;
+            watch.track(std::future::ready(())).await
+        });
+        let quiet = Duration::from_secs(5);
+        assert_eq!(drain.drain_once_quiet(quiet, quiet * 6).await, Drained::Clean);
+        assert_eq!(short.await.unwrap(), Some(()));
+        assert!(begun.elapsed() > Duration::from_secs(9), "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use std::{
     fmt::Write,
     fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use remora_core::names::annotations;
@@ -43,6 +44,29 @@ fn templates_become_what_is_written_beside_them() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// What `kubectl` takes in is what the API's types allow. It wants a server even for this, to know
+/// the kinds; where there is none, or no kubectl, nothing is checked.
+#[test]
+fn kubectl_reads_every_output() {
+    let kubectl = |arguments: &[&str]| {
+        let mut command = Command::new("kubectl");
+        command.args(arguments).arg("--request-timeout=5s").stdin(Stdio::null()).output()
+    };
+    match kubectl(&["version"]) {
+        Err(error) => return eprintln!("skipped: no kubectl ({error})"),
+        Ok(output) if !output.status.success() => {
+            return eprintln!("skipped: kubectl reaches no server");
+        }
+        Ok(_) => {}
+    }
+    for input in inputs() {
+        let output = input.to_str().unwrap().replace(".input.", ".output.");
+        let read = ["create", "--dry-run=client", "--validate=strict", "-o", "name", "-f", &output];
+        let read = kubectl(&read).unwrap();
+        assert!(read.status.success(), "{output}: {}", String::from_utf8_lossy(&read.stderr));
+    }
 }
 
 fn inputs() -> Vec<PathBuf> {

@@ -1,13 +1,13 @@
 //! Puts the proxy together: the only file that knows all others.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use prometheus_client::registry::Registry;
 use remora_core::{
     admin::Admin,
     drain::{Drain, Drained},
-    names::TRUST_DOMAIN,
+    names::{TRUST_DOMAIN, env},
     spiffe::SpiffeId,
     telemetry::LogHandle,
 };
@@ -22,7 +22,7 @@ use crate::{
     discovery::{self, Discovery, Limits, snapshot::Snapshot},
     metrics::{Metrics, ProcessCollector},
     net::{connect::Connector, listener},
-    probe::Prober,
+    probe::{Prober, Probes},
     runtime,
     shared::Shared,
     tls::{certify, channel::ControlPlane, identity::Identity},
@@ -51,6 +51,9 @@ pub async fn run(
     let workers = args.workers.map_or_else(default_workers, usize::from);
     let (listeners, own) = runtime::listen(&args, workers)?;
     let admin_listeners = admin_listeners(&args)?;
+    let probes: Probes =
+        args.probes.parse().map_err(|problem| anyhow!("--probes ({}): {problem}", env::PROBES))?;
+    let prober = Prober::new(probes, &args.pod_ips);
     let args = Arc::new(args);
 
     let mut rng = fastrand::Rng::new();
@@ -62,20 +65,21 @@ pub async fn run(
     // The admin endpoint answers to the very end, so it does not take part in the drain.
     let shutdown = CancellationToken::new();
     let (admin_drain, admin_watch) = Drain::new();
-    let router = admin_router(&args, &shared, log, &shutdown);
+    let router = admin_router(&args, &shared, prober, log, &shutdown);
     let mut admin = JoinSet::new();
     for socket in admin_listeners {
         let socket = tokio::net::TcpListener::from_std(socket)?;
         admin.spawn(remora_core::admin::serve(socket, router.clone(), admin_watch.clone()));
     }
     tracing::info!(workers, pod = %args.pod_name, "proxy started");
-    tokio::select! {
-        () = stop => {}
-        () = shutdown.cancelled() => {}
+    let linger = tokio::select! {
+        () = stop => args.shutdown_linger,
+        // Whoever asks for it needs the proxy no more.
+        () = shutdown.cancelled() => Duration::ZERO,
         // Says when it is ready, and then has nothing more to do.
-        () = async { report_ready(&shared, started).await; std::future::pending().await } => {}
-    }
-    let (linger, grace) = (args.shutdown_linger, args.shutdown_grace_period);
+        () = async { report_ready(&shared, started).await; std::future::pending().await } => Duration::ZERO,
+    };
+    let grace = args.shutdown_grace_period;
     tracing::info!(?linger, ?grace, "draining");
     let drained = if linger.is_zero() {
         drain.drain(grace).await
@@ -165,6 +169,7 @@ fn control_tasks(
 fn admin_router(
     args: &Arc<Args>,
     shared: &Shared,
+    prober: Prober,
     log: Option<LogHandle>,
     shutdown: &CancellationToken,
 ) -> axum::Router {
@@ -184,7 +189,7 @@ fn admin_router(
         decisions: Arc::clone(&shared.decisions),
         drain: shared.drain.clone(),
         shutdown: shutdown.clone(),
-        prober: Prober::new(args.probes.clone(), &args.pod_ips),
+        prober,
     };
     admin::router(Admin { ready, metrics: Arc::new(registry), log }, view)
 }

@@ -8,8 +8,6 @@ use remora_core::{
     spiffe::SpiffeId,
 };
 
-use crate::probe::Probes;
-
 /// Flags of `remora-proxy` and `remora proxy`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -80,7 +78,7 @@ pub struct Args {
 
     /// Probes answered in the application's stead: JSON object from path to probe handler
     #[arg(long, env = env::PROBES, default_value = "{}", hide_default_value = true)]
-    pub probes: Probes,
+    pub probes: String,
 
     /// Where the last known discovery answers are kept for a start without a control plane
     #[arg(long, env = "REMORA_SNAPSHOT")]

@@ -27,8 +27,8 @@ const LARGEST: usize = 4096;
 /// Wait until the proxy of this pod is ready.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Longest wait
-    #[arg(long, default_value = "2m", value_parser = parse_duration)]
+    /// Longest wait; a pod that is deleted meanwhile ends only then
+    #[arg(long, default_value = "1m", value_parser = parse_duration)]
     timeout: Duration,
     /// The proxy's admin endpoint
     #[arg(long, env = "REMORA_ADMIN_LISTEN", default_value_t = SocketAddr::from(([127, 0, 0, 1], ports::PROXY_ADMIN)))]

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
     Client, Config,
@@ -115,18 +115,21 @@ async fn show_leading(mut leading: watch::Receiver<bool>, metrics: &Metrics) {
 
 /// A client for the API server.
 async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+    // Its messages repeat their causes, so only they are told.
     let mut config = match kubeconfig {
-        Some(path) => {
-            let read = Kubeconfig::read_from(path)
-                .with_context(|| format!("--kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("--kubeconfig {}", path.display()))?
+        Some(path) => match Kubeconfig::read_from(path) {
+            Ok(read) => Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await,
+            Err(error) => Err(error),
         }
-        None => Config::infer().await.context(
-            "not in a cluster, and no kubeconfig in $KUBECONFIG or ~/.kube/config; \
-             name one with --kubeconfig FILE",
-        )?,
+        .map_err(|error| {
+            let path = path.display();
+            anyhow!("--kubeconfig {path}: {error}; name a kubeconfig that this user can read")
+        })?,
+        None => Config::infer().await.map_err(|error| {
+            anyhow!(
+                "neither a kubeconfig nor a cluster around: {error}; name one with --kubeconfig"
+            )
+        })?,
     };
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(READ);

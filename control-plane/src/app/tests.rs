@@ -27,6 +27,7 @@ use tonic::{
 };
 
 use super::*;
+use crate::identity::store;
 
 const MANIFESTS: &str = r#"
 apiVersion: v1
@@ -66,7 +67,9 @@ impl Plane {
             ca_dir: Some(dir.path().join("ca")),
             listen: grpc,
             admin_listen: admin,
+            trust_bundle_out: Some(dir.path().join("bundle.pem")),
             leaf_lifetime: Duration::from_secs(3600),
+            rotation_overlap: Duration::from_secs(1),
             ..Args::local(manifests, dir.path().join("tokens"))
         };
         let (drain, watch) = Drain::new();
@@ -85,7 +88,7 @@ impl Plane {
     }
 
     async fn channel(&self, client: Option<(Vec<CertificateDer<'static>>, &KeyPair)>) -> Channel {
-        let config = client_config(&self.dir.path().join("ca/ca.crt"), client);
+        let config = client_config(&self.dir.path().join("bundle.pem"), client);
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let address = self.grpc;
         Endpoint::from_static("http://control-plane")
@@ -169,12 +172,14 @@ fn hello(namespace: &str) -> pb::Hello {
 }
 
 fn client_config(
-    ca: &Path,
+    bundle: &Path,
     client: Option<(Vec<CertificateDer<'static>>, &KeyPair)>,
 ) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    for root in CertificateDer::pem_file_iter(bundle).unwrap() {
+        roots.add(root.unwrap()).unwrap();
+    }
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -315,6 +320,33 @@ async fn discovery_needs_a_certificate_of_the_namespace_that_hello_names() {
     let mut anonymous = DiscoveryClient::new(plane.channel(None).await);
     let status = anonymous.watch(ReceiverStream::new(outgoing)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_new_ca_in_the_directory_takes_over_without_a_failed_handshake() {
+    let plane = Plane::start(MANIFESTS).await;
+    let mut watching = plane.watch("shop", hello("shop")).await.unwrap();
+    let watch_response::Kind::TrustBundle(before) = watching.next().await else { panic!() };
+    let other = plane.dir.path().join("other");
+    let life = Duration::from_secs(3600);
+    let new = store::open(Some(&other), "cluster.local", life, wall_clock()).unwrap();
+    for name in ["ca.crt", "tls.crt", "tls.key"] {
+        fs::copy(other.join(name), plane.dir.path().join("ca").join(name)).unwrap();
+    }
+    let watch_response::Kind::TrustBundle(both) = watching.next().await else { panic!() };
+    assert!(both.roots.contains(&before.roots[0]) && both.roots.contains(&new.roots()[0].to_vec()));
+    // The server's certificate changes in between; whoever has the bundle connects throughout.
+    let signed_by_new = |certificate: &CertifyResponse| {
+        let (_, leaf) = x509_parser::parse_x509_certificate(&certificate.chain[0]).unwrap();
+        let (_, root) = x509_parser::parse_x509_certificate(&new.roots()[0]).unwrap();
+        leaf.verify_signature(Some(root.public_key())).is_ok()
+    };
+    assert!(!signed_by_new(&plane.certify("shop").await.0));
+    let switched = async { while !signed_by_new(&plane.certify("shop").await.0) {} };
+    tokio::time::timeout(Duration::from_secs(30), switched).await.unwrap();
+    let mut watching = plane.watch("shop", hello("shop")).await.unwrap();
+    let watch_response::Kind::TrustBundle(still) = watching.next().await else { panic!() };
+    assert_eq!(still, both, "old leaves are alive");
 }
 
 #[tokio::test]

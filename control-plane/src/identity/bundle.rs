@@ -58,24 +58,6 @@ struct Entry {
     until: Option<Time>,
 }
 
-/// What is known of the roots from two sides: all roots of both, each published since the earlier and
-/// kept until the later moment. A root that one side has without an end has none.
-#[must_use]
-pub fn merge(one: &Roots, other: &Roots) -> Roots {
-    let mut merged = one.clone();
-    for (fingerprint, root) in &other.0 {
-        merged
-            .0
-            .entry(*fingerprint)
-            .and_modify(|known| {
-                known.since = known.since.min(root.since);
-                known.until = known.until.zip(root.until).map(|(a, b)| a.max(b));
-            })
-            .or_insert_with(|| root.clone());
-    }
-    merged
-}
-
 impl Roots {
     /// What a ConfigMap holds. A root that its annotation does not know counts as published at `now`;
     /// moments in the future count as `now` too. Roots that have run out, whose time is over, or
@@ -198,7 +180,8 @@ impl Roots {
 /// A certificate in PEM.
 #[must_use]
 pub fn pem(certificate: &CertificateDer<'_>) -> String {
-    pem::encode(&pem::Pem::new("CERTIFICATE", certificate.as_ref()))
+    let lines = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", certificate.as_ref()), lines)
 }
 
 /// The longest time for which a leaf can be alive after a replica has seen that its root is gone from

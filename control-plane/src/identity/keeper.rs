@@ -240,3 +240,6 @@ fn replace<T>(sender: &watch::Sender<Arc<T>>, new: Arc<T>, same: impl Fn(&T, &T)
         changed
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,3 +174,6 @@ fn extra<'a>(user: &'a UserInfo, key: &str) -> Option<&'a str> {
 fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_REASON)]
 }
+
+#[cfg(test)]
+mod tests;

@@ -219,3 +219,6 @@ impl Rotation {
         self.rules.overlap + self.rules.leaf_lifetime + 2 * CLOCK_SKEW
     }
 }
+
+#[cfg(test)]
+mod tests;

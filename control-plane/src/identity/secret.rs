@@ -261,3 +261,6 @@ fn fresh(trust_domain: &str, now: SystemTime) -> Result<Secret, rcgen::Error> {
         ..Secret::default()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,7 @@ pub async fn serve(
     log: Option<LogHandle>,
     drain: drain::Watch,
 ) -> anyhow::Result<()> {
-    let settings = args.settings().map_err(|problem| anyhow!(problem))?;
+    let mut settings = args.settings().map_err(|problem| anyhow!(problem))?;
     let metrics = Arc::new(Metrics::default());
     let (events, notices) = Events::new(Arc::clone(&metrics));
     let namespaces = Namespaces::new(client.clone(), args.namespace.clone(), Arc::clone(&metrics));
@@ -104,10 +104,10 @@ pub async fn serve(
     let admin = tokio::spawn(admin::serve(admin_listener, router, admin_watch));
 
     tracing::info!(listen = %listener.local_addr()?, "injector starting");
-    tokio::select! {
+    settings.native_sidecar = tokio::select! {
         () = drain.draining() => return Ok(()),
-        _native = cluster::native_sidecar(args.native_sidecar, &client) => {}
-    }
+        native = cluster::native_sidecar(args.native_sidecar, &client) => native,
+    };
     let reviewer = Arc::new(Reviewer {
         settings,
         namespaces: Arc::clone(&namespaces),

@@ -1,13 +1,13 @@
 //! The flags.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use remora_core::{
     names::{self, annotations},
     settings::InvalidAnnotation,
 };
 
-use crate::{ProxySettings, Settings};
+use crate::{NativeSidecar, ProxySettings, Settings};
 
 /// The program's flags.
 #[derive(Debug, Clone, clap::Args)]
@@ -55,30 +55,6 @@ pub struct Args {
     /// What pods get whose annotations do not say otherwise.
     #[command(flatten)]
     pub defaults: Defaults,
-}
-
-/// Form of the sidecar where no annotation says one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NativeSidecar {
-    /// As the cluster's version allows.
-    Auto,
-    /// An init container that stays.
-    Enabled,
-    /// An ordinary container.
-    Disabled,
-}
-
-impl FromStr for NativeSidecar {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "enabled" => Ok(Self::Enabled),
-            "disabled" => Ok(Self::Disabled),
-            other => Err(format!("{other:?}: use auto, enabled or disabled")),
-        }
-    }
 }
 
 /// Flags of the same meaning as the annotations `config.remora.io/…`.

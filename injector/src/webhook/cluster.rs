@@ -8,7 +8,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::args::NativeSidecar;
+use crate::NativeSidecar;
 
 /// Longest wait for an answer to one request that is no watch.
 pub(super) const REQUEST: Duration = Duration::from_secs(5);

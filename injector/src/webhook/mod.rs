@@ -30,4 +30,4 @@ mod server;
 mod tests;
 
 pub use app::{run, serve, until_signal};
-pub use args::{Args, NativeSidecar};
+pub use args::{Args, Defaults};

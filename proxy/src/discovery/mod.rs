@@ -10,6 +10,8 @@
 pub mod cache;
 pub mod client;
 pub mod endpoint;
+#[cfg(test)]
+mod failover_tests;
 pub mod inbound;
 mod policy;
 mod registry;

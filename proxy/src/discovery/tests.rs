@@ -328,16 +328,12 @@ async fn a_control_plane_that_asks_gets_a_new_stream_at_once_and_all_subscriptio
     let service = harness.known(&mut session, &target(1), &[1, 2]).await;
     for round in 1..=20 {
         tokio::time::sleep(Duration::from_secs(900)).await;
-        // Asked for lately, so that it is not forgotten.
-        harness.cached(&target(1)).unwrap();
         session.responses.send(Err(Status::aborted("come again"))).await.unwrap();
         let asked = Instant::now();
         session = harness.session().await;
         assert!(asked.elapsed() <= Duration::from_millis(100), "{:?}", asked.elapsed());
-        assert_eq!(pods(&service).len(), 2, "known while nothing is told");
-        let id = session.subscription().await;
-        session.update(id, 1, self::service(&[1, 2])).await;
-        session.acked(id, 1).await;
+        assert!(harness.cached(&target(1)).is_some() && !service.is_gone());
+        session.subscription().await;
         let status = harness.discovery.status();
         assert_eq!((status.connected, status.asked, status.lost), (true, round, 0));
     }
@@ -348,8 +344,7 @@ async fn a_control_plane_that_asks_at_once_every_time_is_not_run_down() {
     let mut harness = Harness::new();
     let began = Instant::now();
     for _ in 0..20 {
-        let session = harness.session().await;
-        session.responses.send(Err(Status::aborted("come again"))).await.unwrap();
+        harness.session().await.responses.send(Err(Status::aborted(""))).await.unwrap();
     }
     assert!(began.elapsed() > Duration::from_secs(30), "{:?}", began.elapsed());
 }

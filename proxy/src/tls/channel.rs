@@ -117,26 +117,31 @@ impl ControlPlane {
         config: Arc<ClientConfig>,
         rng: &mut fastrand::Rng,
     ) -> Result<Channel, ChannelError> {
-        let authority = || self.authority.clone();
         let lookup = |problem: io::Error| ChannelError::Lookup {
-            authority: authority(),
+            authority: self.authority.clone(),
             problem: Arc::new(problem),
         };
-        let mut addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host(&*self.authority).await.map_err(lookup)?.collect();
+        let addresses = tokio::net::lookup_host(&*self.authority).await.map_err(lookup)?;
+        self.dial_any(addresses.collect(), config, rng).await
+    }
+
+    /// The first of `addresses` that takes the connection, in an order by chance.
+    pub(crate) async fn dial_any(
+        &self,
+        mut addresses: Vec<SocketAddr>,
+        config: Arc<ClientConfig>,
+        rng: &mut fastrand::Rng,
+    ) -> Result<Channel, ChannelError> {
         rng.shuffle(&mut addresses);
-        let nowhere = io::Error::new(io::ErrorKind::NotFound, "name has no address");
-        let mut failed =
-            ChannelError::Connect { authority: authority(), problem: Arc::new(nowhere) };
+        let problem = Arc::new(io::Error::new(io::ErrorKind::NotFound, "name has no address"));
+        let mut failed = ChannelError::Connect { authority: self.authority.clone(), problem };
         for (n, address) in addresses.iter().enumerate() {
-            let error = match self.dial_one(config.clone(), *address, n + 1 < addresses.len()).await
-            {
+            let another = n + 1 < addresses.len();
+            match self.dial_one(config.clone(), *address, another).await {
                 Ok(channel) => return Ok(channel),
-                Err(error) => error,
-            };
-            // What one of them holds against us tells more than that another is not there.
-            if !failed.is_trust() {
-                failed = error;
+                // What one holds against us tells more than that the next is not there.
+                Err(_) if failed.is_trust() => {}
+                Err(error) => failed = error,
             }
         }
         Err(failed)

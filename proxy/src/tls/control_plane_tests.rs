@@ -402,52 +402,55 @@ async fn a_closed_port_and_a_plaintext_server_are_told_apart() {
     assert!(error.to_string().contains("unreachable"), "{error}");
 }
 
-/// A name with both loopback addresses and a port that is free on both; `None` where the machine
-/// has but one of them.
-async fn two_addresses() -> Option<(ControlPlane, TcpListener, TcpListener)> {
-    let four = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = four.local_addr().unwrap().port();
-    let authority = format!("localhost:{port}");
-    let found: Vec<_> = tokio::net::lookup_host(&*authority).await.ok()?.collect();
-    if found.len() < 2 {
-        return None;
-    }
-    let six = TcpListener::bind(("::1", port)).await.ok()?;
-    let control_plane =
-        ControlPlane { authority: authority.into(), id: control_plane_id(), mark: None };
-    Some((control_plane, four, six))
-}
-
 #[tokio::test]
 async fn connections_spread_over_the_addresses_and_go_to_the_other_where_one_is_dead() {
-    let Some((control_plane, four, six)) = two_addresses().await else {
-        eprintln!("skipped: localhost has not both 127.0.0.1 and ::1");
-        return;
-    };
+    let (alive, dead) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await);
+    let dead = dead.unwrap();
+    let addresses = vec![alive.local_addr().unwrap(), dead.local_addr().unwrap()];
+    let control_plane = control_plane_at(&alive);
     let issuer = Issuer::new();
     let config = || issuer.ca.material(&id("web")).grpc_config(&control_plane.id).unwrap();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(serve_tls(four, issuer.clone(), server_config(&issuer.ca, true)));
-    // Takes connections and says nothing: the one that is dead.
+    tasks.spawn(serve_tls(alive, issuer.clone(), server_config(&issuer.ca, true)));
+    // Takes connections and says nothing: a replica that hangs.
     let silent = Arc::new(AtomicUsize::new(0));
     let taken = silent.clone();
-    let dead = tasks.spawn(async move {
+    let hanging = tasks.spawn(async move {
         let mut open = Vec::new();
-        while let Ok((tcp, _)) = six.accept().await {
+        while let Ok((tcp, _)) = dead.accept().await {
             taken.fetch_add(1, Ordering::SeqCst);
             open.push(tcp);
         }
     });
-    let mut rng = rng();
-    let rounds = 12;
+    let (mut rng, rounds) = (rng(), 6);
     for _ in 0..rounds {
-        control_plane.connect(config(), &mut rng).await.unwrap();
+        let any = control_plane.dial_any(addresses.clone(), Arc::new(config()), &mut rng);
+        any.await.unwrap();
     }
     let dead_first = silent.load(Ordering::SeqCst);
     assert!((1..rounds).contains(&dead_first), "{dead_first} of {rounds} began with the dead one");
-    // One that refuses costs nothing.
-    dead.abort();
+    // One that is gone costs nothing.
+    hanging.abort();
     for _ in 0..rounds {
-        control_plane.connect(config(), &mut rng).await.unwrap();
+        let any = control_plane.dial_any(addresses.clone(), Arc::new(config()), &mut rng);
+        any.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_one_address_holds_against_us_is_told_rather_than_that_another_is_gone() {
+    let (ca, issuer) = (TestCa::new(), Issuer::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let control_plane = control_plane_at(&listener);
+    let addresses = vec![listener.local_addr().unwrap(), gone];
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(serve_tls(listener, issuer.clone(), server_config(&issuer.ca, true)));
+    for seed in 0..4 {
+        let config = Arc::new(ca.material(&id("web")).grpc_config(&control_plane.id).unwrap());
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let error = control_plane.dial_any(addresses.clone(), config, &mut rng).await.unwrap_err();
+        assert!(error.is_trust(), "{error}");
     }
 }

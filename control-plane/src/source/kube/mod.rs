@@ -3,12 +3,14 @@
 use std::{
     collections::{BTreeMap, btree_map},
     sync::Arc,
+    time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
 use kube::Client;
 use remora_core::drain;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Event, Key, Kind, Object};
 
@@ -22,9 +24,12 @@ use reflector::{Told, reflect};
 use status::KINDS;
 pub use status::{KindStatus, Status};
 
-/// Most changes of one batch. What is ready at once is applied at once; more than this waits for
-/// the next batch, so that nobody else waits long.
+/// Most changes of one batch; more wait for the next, so that nobody else waits long.
 const BATCH: usize = 1000;
+
+/// How long a batch is kept open for more: what belongs together (a slice that takes another's
+/// place) comes within milliseconds, but each in a message of its own.
+const SETTLE: Duration = Duration::from_millis(10);
 
 /// Follows what the API has until draining begins.
 ///
@@ -48,13 +53,13 @@ pub async fn watch(
         reflect::<EndpointSlice>(shared()).boxed(),
         reflect::<core::Pod>(shared()).boxed(),
     ];
-    let mut told = stream::select_all(streams).ready_chunks(BATCH);
+    let mut told = stream::select_all(streams);
     let mut first = Some(First::default());
     loop {
         let batch = tokio::select! {
             biased;
             () = drain.draining() => return,
-            Some(batch) = told.next() => batch,
+            batch = together(&mut told) => batch,
         };
         let events: Vec<Event> = match &mut first {
             None => batch.into_iter().map(Told::into_event).collect(),
@@ -68,6 +73,18 @@ pub async fn watch(
         };
         apply(events);
     }
+}
+
+/// What comes next, and what comes right after it.
+async fn together(told: &mut (impl Stream<Item = Told> + Unpin)) -> Vec<Told> {
+    let mut batch: Vec<Told> = told.next().await.into_iter().collect();
+    let settled = Instant::now() + SETTLE;
+    while batch.len() < BATCH
+        && let Ok(Some(more)) = timeout_at(settled, told.next()).await
+    {
+        batch.push(more);
+    }
+    batch
 }
 
 /// What is known before every kind has been listed. Kinds whose list came early go on changing

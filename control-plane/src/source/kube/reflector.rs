@@ -131,6 +131,7 @@ impl Reflector {
         let Phase::Open { version } = &self.phase else { return Ok(None) };
         let lifetime = Duration::from_secs(self.rng.u64(LIFETIME.0..=LIFETIME.1));
         let lines = request::open::<K>(&self.client, version, lifetime).await?;
+        self.status.heard(K::KIND, Instant::now());
         let version = version.clone();
         self.phase = Phase::Watch { version, lines, opened: Instant::now(), heard: false };
         Ok(None)
@@ -205,6 +206,9 @@ impl Reflector {
         };
         if failure.is_gone() {
             tracing::debug!(kind = plural(K::KIND), %failure, "listing anew");
+        } else if self.failures == 0 && matches!(failure, Failure::Broken(_)) {
+            tracing::debug!(kind = plural(K::KIND), %failure, "watch broke");
+            self.status.broke(K::KIND);
         } else {
             let kind = plural(K::KIND);
             let problem = format!("cannot {verb} {kind}: {failure}; {}", failure.mend(verb, kind));

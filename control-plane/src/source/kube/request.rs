@@ -81,6 +81,9 @@ impl Failure {
                 "wait; if it stays, see the API server's health (kubectl get --raw /readyz?verbose)"
                     .to_owned()
             }
+            Self::Unreachable(why) if why.contains("certificate") => {
+                "check the CA certificate in the kubeconfig or the ServiceAccount's volume".to_owned()
+            }
             Self::Unreachable(_) => {
                 "check that the API server runs and that no NetworkPolicy keeps this pod from it"
                     .to_owned()
@@ -205,7 +208,7 @@ impl Lines {
                 return Err(Failure::Long(MAX_LINE));
             }
             let Some(frame) = self.body.frame().await else { return Ok(None) };
-            let frame = frame.map_err(|error| Failure::Broken(chain(&error)))?;
+            let frame = frame.map_err(|error| Failure::Broken(said(&error)))?;
             self.text.extend_from_slice(frame.data_ref().map_or(&[], AsRef::as_ref));
         }
     }
@@ -217,7 +220,7 @@ async fn send(
 ) -> Result<Body, Failure> {
     let request = request.map_err(|error| Failure::Unreachable(chain(&error)))?;
     let response = client.send(request.map(Body::from)).await;
-    let response = response.map_err(|error| Failure::Unreachable(chain(&error)))?;
+    let response = response.map_err(|error| Failure::Unreachable(said(&error)))?;
     let (head, body) = response.into_parts();
     if head.status == StatusCode::OK {
         return Ok(body);
@@ -248,13 +251,21 @@ fn message(status: StatusCode, text: &[u8]) -> String {
 async fn collect(mut body: Body, most: usize) -> Result<Vec<u8>, Failure> {
     let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::Broken(chain(&error)))?;
+        let frame = frame.map_err(|error| Failure::Broken(said(&error)))?;
         text.extend_from_slice(frame.data_ref().map_or(&[], AsRef::as_ref));
         if text.len() > most {
             return Err(Failure::Long(most));
         }
     }
     Ok(text)
+}
+
+/// What the client says; the causes say more than its wrapper.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Service(cause) => chain(&**cause),
+        other => chain(other),
+    }
 }
 
 /// An error and its causes in one line: the outer ones seldom say what happened.

@@ -11,7 +11,7 @@ use crate::source::Kind;
 pub(super) const KINDS: [Kind; 5] =
     [Kind::Namespace, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod];
 
-/// How often a failure that goes on is logged.
+/// How often the same failure is logged.
 const REPEAT: Duration = Duration::from_secs(60);
 
 /// How the watches of all kinds go. Shared with whoever shows it.
@@ -33,8 +33,8 @@ pub struct KindStatus {
     pub failing: Option<String>,
     /// When the API last said anything of this kind, a bookmark included.
     heard: Option<Instant>,
-    /// When the failure that goes on was last logged.
-    logged: Option<Instant>,
+    /// The failure that was last logged, and when.
+    logged: Option<(Instant, String)>,
 }
 
 impl KindStatus {
@@ -78,7 +78,7 @@ impl Status {
         });
     }
 
-    /// The API has said something on a watch.
+    /// The API has opened a watch or said something on it.
     pub(super) fn heard(&self, kind: Kind, now: Instant) {
         self.update(kind, now, |_| {});
     }
@@ -88,15 +88,20 @@ impl Status {
         self.change(kind, |status| status.objects = objects);
     }
 
-    /// A request or a watch has failed; `problem` says what and the mend. Logged at once and, while
-    /// it goes on, every [`REPEAT`].
+    /// A watch broke that had gone well: nobody need know, unless the next one fails too.
+    pub(super) fn broke(&self, kind: Kind) {
+        self.change(kind, |status| status.errors += 1);
+    }
+
+    /// A request or a watch has failed; `problem` says what and the mend. Logged at once, and the
+    /// same again every [`REPEAT`].
     pub(super) fn failed(&self, kind: Kind, problem: String, now: Instant) {
         self.change(kind, |status| {
             status.errors += 1;
-            let due = status.logged.is_none_or(|logged| now - logged >= REPEAT);
-            if due {
-                status.logged = Some(now);
+            let logged = status.logged.as_ref();
+            if logged.is_none_or(|(at, known)| now - *at >= REPEAT || *known != problem) {
                 tracing::warn!("{problem}");
+                status.logged = Some((now, problem.clone()));
             }
             status.failing = Some(problem);
         });
@@ -106,7 +111,6 @@ impl Status {
         self.change(kind, |status| {
             status.heard = Some(now);
             if status.failing.take().is_some() {
-                status.logged = None;
                 tracing::info!(kind = plural(kind), "the API answers again");
             }
             change(status);

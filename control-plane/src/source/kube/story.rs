@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
+    sync::LazyLock,
 };
 
 use proptest::prelude::*;
@@ -27,7 +28,12 @@ struct Line {
     object: Value,
 }
 
-fn story() -> Vec<(Line, Option<Event>)> {
+fn story() -> &'static [(Line, Option<Event>)] {
+    static DECODED: LazyLock<Vec<(Line, Option<Event>)>> = LazyLock::new(decode);
+    &DECODED
+}
+
+fn decode() -> Vec<(Line, Option<Event>)> {
     let line = |text: &str| {
         let line: Line = serde_json::from_str(text).unwrap();
         let raw = serde_json::json!({"type": line.what, "object": line.object}).to_string();
@@ -75,7 +81,7 @@ fn endpoints_follow_the_conditions_from_line_to_line() {
     let mut ended = BTreeSet::new();
     let (mut seen, mut most) = (0, 0);
     for (line, event) in story() {
-        index.apply(event);
+        index.apply(event.clone());
         if line.kind == "pods" && line.object["status"]["phase"] == "Failed" {
             let ip = line.object["status"]["podIP"].as_str().unwrap();
             ended.insert(format!("{ip}:8080").parse::<SocketAddr>().unwrap());
@@ -107,7 +113,7 @@ proptest! {
         until in 0usize..200,
         picks in prop::collection::vec((any::<u8>(), 0u8..12), 200),
     ) {
-        let events: Vec<Event> = story().into_iter().filter_map(|(_, event)| event).take(until).collect();
+        let events = story().iter().filter_map(|(_, event)| event.clone()).take(until);
         let mut expected = Index::new("cluster.local", "cluster.local");
         let mut queues: BTreeMap<Kind, VecDeque<Event>> = BTreeMap::new();
         for event in events {

@@ -227,9 +227,10 @@ async fn changes_that_come_together_are_one_batch() {
     api.script(PODS, [list("1", &[]), watch]);
     let mut source = Source::start(&api);
     source.next().await;
-    let text: String =
-        (2..5).map(|v| line("ADDED", pod(&format!("p{v}"), &v.to_string()))).collect();
-    say(&frames, &text);
+    for version in ["2", "3", "4"] {
+        say(&frames, &line("ADDED", pod(&format!("p{version}"), version)));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     assert_eq!(source.next().await, ["+Pod shop/p2", "+Pod shop/p3", "+Pod shop/p4"]);
 }
 

@@ -1,7 +1,7 @@
 //! An API server of a few lines: objects, resourceVersions and watches, for the four kinds that the
 //! webhook writes. It says 409 and 404 where a real one does, and keeps a list of what was asked.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -12,6 +12,9 @@ use kube::{Client, client::Body};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+
+/// Longest wait for an object to become right.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -73,7 +76,8 @@ impl Api {
             if is_right(self.state.lock().objects.get(key)) {
                 return self.get(key).unwrap_or_default();
             }
-            changes.changed().await.unwrap();
+            let change = tokio::time::timeout(PATIENCE, changes.changed()).await;
+            change.unwrap_or_else(|_| panic!("{key} never became right")).unwrap();
         }
     }
 

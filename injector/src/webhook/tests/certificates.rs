@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use super::{
     START,
-    api::Api,
+    api::{Api, PATIENCE},
     bundle, fixed_time,
     https::{NAME, connect, post},
     recorded, reviewer, time,
@@ -84,7 +84,8 @@ async fn root(replica: &mut Replica, old: Option<&CertificateDer<'_>>) -> Certif
     let newest = replica.newest.wait_for(|newest| {
         newest.as_ref().is_some_and(|material| Some(&material.roots()[0]) != old)
     });
-    newest.await.unwrap().as_ref().unwrap().roots()[0].clone()
+    let newest = tokio::time::timeout(PATIENCE, newest).await.expect("a certificate in time");
+    newest.unwrap().as_ref().unwrap().roots()[0].clone()
 }
 
 fn has_root(configuration: Option<&Value>, root: &CertificateDer<'_>) -> bool {
