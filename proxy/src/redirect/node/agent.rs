@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::Parser;
+use remora_core::names::ports;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -30,9 +31,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Flags of `redirect agent`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
-    /// Where pods of this node ask; an address of the node.
-    #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
+    /// Where pods of this node ask: the node's address.
+    #[arg(long, value_name = "IP")]
+    listen_ip: IpAddr,
+    /// Port on it.
+    #[arg(long, value_name = "PORT", default_value_t = ports::REDIRECT_AGENT)]
+    listen_port: u16,
     /// Where the node's processes are.
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     proc: PathBuf,
@@ -69,12 +73,13 @@ pub enum AgentError {
 pub fn run(args: &AgentArgs) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(args.listen)
+        let address = SocketAddr::new(args.listen_ip, args.listen_port);
+        let listener = TcpListener::bind(address)
             .await
-            .map_err(|error| AgentError::Listen { address: args.listen, error })?;
+            .map_err(|error| AgentError::Listen { address, error })?;
         let own = namespace::own(&args.proc)
             .map_err(|error| AgentError::Proc { proc: args.proc.clone(), error })?;
-        eprintln!("redirect agent: serving the pods of this node on {}", args.listen);
+        eprintln!("redirect agent: serving the pods of this node on {address}");
         let stop = crate::app::signals()?;
         serve(listener, Node { proc: args.proc.clone(), own }.into(), stop).await;
         Ok(())
