@@ -112,13 +112,14 @@ pub(super) async fn serve(listener: TcpListener, node: Arc<Node>, stop: impl Fut
         };
         let node = Arc::clone(&node);
         exchanges.spawn(async move {
-            let done = timeout(EXCHANGE, exchange(stream, peer.ip().to_canonical(), &node)).await;
-            let text = match done {
-                Ok(Ok(answer)) => format!("{answer:?}"),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("nothing within {EXCHANGE:?}"),
-            };
-            eprintln!("redirect agent: pod {}: {text}", peer.ip().to_canonical());
+            let peer = peer.ip().to_canonical();
+            match timeout(EXCHANGE, exchange(stream, peer, &node)).await {
+                // The kubelet's probe connects and says nothing.
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(answer))) => eprintln!("redirect agent: pod {peer}: {answer:?}"),
+                Ok(Err(error)) => eprintln!("redirect agent: pod {peer}: {error}"),
+                Err(_) => eprintln!("redirect agent: pod {peer}: nothing within {EXCHANGE:?}"),
+            }
             drop(permit);
         });
     }
@@ -126,10 +127,13 @@ pub(super) async fn serve(listener: TcpListener, node: Arc<Node>, stop: impl Fut
     while exchanges.join_next().await.is_some() {}
 }
 
-async fn exchange(mut stream: TcpStream, peer: IpAddr, node: &Node) -> io::Result<Answer> {
+/// `None` where the other side said nothing.
+async fn exchange(mut stream: TcpStream, peer: IpAddr, node: &Node) -> io::Result<Option<Answer>> {
     let mut line = String::new();
     let (read, mut write) = stream.split();
-    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+    if BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await? == 0 {
+        return Ok(None);
+    }
     let answer = match parse(&line) {
         Ok((netns, config)) => {
             let (proc, own) = (node.proc.clone(), node.own);
@@ -141,7 +145,7 @@ async fn exchange(mut stream: TcpStream, peer: IpAddr, node: &Node) -> io::Resul
     let mut text = serde_json::to_string(&answer).map_err(io::Error::other)?;
     text.push('\n');
     write.write_all(text.as_bytes()).await?;
-    Ok(answer)
+    Ok(Some(answer))
 }
 
 /// The rules as flags, with the parser of `redirect apply`.
