@@ -154,7 +154,8 @@ fn control_tasks(
             Snapshot::empty(path)
         })
     });
-    let mesh = discovery::client::Mesh { control_plane, identity: shared.identity.clone() };
+    let (identity, trust_bundle) = (shared.identity.clone(), args.trust_bundle.clone());
+    let mesh = discovery::client::Mesh { control_plane, identity, trust_bundle };
     let watch = discovery::client::run(
         shared.discovery.clone(),
         shared.identity.clone(),

@@ -135,13 +135,23 @@ impl Roots {
         self.0.is_empty()
     }
 
-    /// Adds roots that the Secret has: new ones are published from `since` on, known ones since when
-    /// they are, and none of them has an end.
-    pub(super) fn hold(&mut self, certificates: &[CertificateDer<'static>], since: SystemTime) {
+    /// Adds roots that the Secret has, and none of them has an end. New ones are published from
+    /// `since` on, known ones since when they are. A root that comes back, and that was to go before
+    /// `sure`, counts as new: others may drop it before they see that it is back.
+    pub(super) fn hold(
+        &mut self,
+        certificates: &[CertificateDer<'static>],
+        since: SystemTime,
+        sure: SystemTime,
+    ) {
         for certificate in certificates {
             let root = Root { certificate: certificate.clone(), since, until: None };
-            let fingerprint = Fingerprint::of(certificate);
-            self.0.entry(fingerprint).and_modify(|known| known.until = None).or_insert(root);
+            let back = |known: &mut Root| {
+                if known.until.take().is_some_and(|until| until < sure) {
+                    known.since = since;
+                }
+            };
+            self.0.entry(Fingerprint::of(certificate)).and_modify(back).or_insert(root);
         }
     }
 

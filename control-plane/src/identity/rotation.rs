@@ -12,7 +12,9 @@
 //! - **Sign later.** A new issuer signs once a root that it chains to has been published for the
 //!   *overlap* (`--rotation-overlap`). Until then the old one signs on, from memory. An issuer whose
 //!   root has been published for long enough (a renewed intermediate under the same root, a return to
-//!   the issuer of before, a root that was added to `ca.crt` in advance) signs at once.
+//!   the issuer of before within the overlap, a root that was added to `ca.crt` in advance) signs at
+//!   once. A root that comes back later than that counts as new: each replica drops it by its own
+//!   clock, and one that has not seen the return yet may be about to.
 //! - **Distrust last.** A root that has left the Secret stays in the bundle until no leaf of it can be
 //!   alive: the overlap in which it may still sign, the same again for replicas that see the change
 //!   later, the life of a leaf, and the skew of clocks. See [`bundle::keep`].
@@ -197,10 +199,13 @@ impl Rotation {
     ) -> Result<Roots, TooManyRoots> {
         let mut roots = self.roots.clone();
         roots.expire(now);
-        roots.hold(authority.roots(), since);
-        let signing = self.signer.authority.anchors();
         let until = now + bundle::keep(self.rules.overlap, self.rules.leaf_lifetime);
-        roots.retire(authority.roots(), until, |root| signing.contains(&root));
+        // What left the Secret within the overlap is on nobody's way out yet.
+        roots.hold(authority.roots(), since, until - self.rules.overlap);
+        let signing = self.signer.authority.anchors();
+        // While we are held, others may sign from memory with any root that is there.
+        let held = now < self.signer.signs_from;
+        roots.retire(authority.roots(), until, |root| held || signing.contains(&root));
         if roots.len() > MAX_ROOTS {
             return Err(TooManyRoots { count: roots.len() });
         }

@@ -22,7 +22,7 @@ fn fixture(clock: fn() -> SystemTime) -> Fixture {
     let authority = Arc::new(store::open(None, "cluster.local", HOUR, now()).unwrap());
     let tokens = tempfile::tempdir().unwrap();
     let mut roots = bundle::Roots::default();
-    roots.hold(authority.roots(), now());
+    roots.hold(authority.roots(), now(), now());
     let (_, bundle) = watch::channel(roots.streamed("cluster.local"));
     let (_, signer) = watch::channel(Arc::new(Signer { authority, signs_from: now() }));
     let identity = Identity {

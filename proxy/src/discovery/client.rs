@@ -6,7 +6,7 @@
 //! it does with every connection after a while, so that proxies spread over its replicas. The first
 //! answer on a new stream replaces content, not objects: endpoint statistics survive.
 
-use std::{collections::HashMap, future::Future, time::Duration};
+use std::{collections::HashMap, future::Future, path::PathBuf, time::Duration};
 
 use remora_proto::v1::{
     self as pb, discovery_client::DiscoveryClient, watch_request, watch_response,
@@ -24,9 +24,10 @@ use super::{
 };
 use crate::tls::{
     backoff::Backoff,
-    certify::parse_trust_bundle,
+    certify::{parse_trust_bundle, roots_of_control_plane},
     channel::{ChannelError, ControlPlane, error_chain},
     identity::Identity,
+    material::Material,
 };
 
 /// First and longest pause before connecting again.
@@ -83,14 +84,21 @@ pub struct Mesh {
     pub control_plane: ControlPlane,
     /// Whom we show.
     pub identity: Identity,
+    /// PEM file with roots that prove the control plane too; read again for each connection. Without
+    /// it a proxy that was cut off during a whole rotation would not come back.
+    pub trust_bundle: PathBuf,
 }
 
 impl Dial for Mesh {
     async fn dial(&self, rng: &mut fastrand::Rng) -> Result<Channel, ChannelError> {
         let material = self.identity.wait_ready().await;
         let authority = || self.control_plane.authority.clone();
-        let config = material
-            .grpc_config(&self.control_plane.id)
+        let (roots, problem) = roots_of_control_plane(material.bundle(), &self.trust_bundle).await;
+        if let Some(problem) = problem {
+            tracing::debug!(problem, "not all roots are known; connecting with the others");
+        }
+        let config = Material::new(material.certificate().clone(), roots)
+            .and_then(|material| material.grpc_config(&self.control_plane.id))
             .map_err(|problem| ChannelError::Tls { authority: authority(), problem })?;
         self.control_plane.connect(config, rng).await
     }

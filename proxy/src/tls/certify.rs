@@ -21,7 +21,7 @@ use super::{
     channel::{ChannelError, ControlPlane},
     identity::Identity,
     material::{Certificate, server_auth_config},
-    verify::TrustBundle,
+    verify::{MAX_ROOTS, TrustBundle},
 };
 
 /// First and longest pause after a failure.
@@ -30,9 +30,11 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest pause until a renewal, however short certificates live.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// A renewal that is asked for waits until the certificate in force is this old, so that a peer
-/// that refuses every certificate does not make us ask without end.
+/// A renewal that is asked for waits until the certificate in force is this old, and twice as long
+/// each time, so that a peer that refuses every certificate does not make us ask without end.
 const ASKED_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest such wait; where one renewal after the other is asked for, they do not help.
+const ASKED_LONGEST: Duration = Duration::from_secs(300);
 /// The wall clock is looked at again at least this often: it may jump, or the machine may sleep.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How often a lasting failure is reported.
@@ -45,7 +47,8 @@ const MAX_TOKEN: usize = 16 << 10;
 pub struct Settings {
     /// Trust domain of the roots in the file.
     pub trust_domain: String,
-    /// PEM file with the roots to trust; read again each time.
+    /// PEM file with the roots that prove the control plane, beside those in force; read again each
+    /// time.
     pub trust_bundle: PathBuf,
     /// File with the proof of who we are; read again each time.
     pub token: PathBuf,
@@ -125,6 +128,7 @@ pub async fn run(
     mut rng: fastrand::Rng,
     clock: impl Fn() -> UnixTime,
 ) {
+    let mut patience = ASKED_INTERVAL;
     loop {
         let certificate =
             obtain_patiently(&identity, &settings, &control_plane, &mut rng, &clock).await;
@@ -138,13 +142,13 @@ pub async fn run(
         );
         let due = clock().as_secs() + pause.as_secs();
         let asked = async {
-            tokio::time::sleep(ASKED_INTERVAL).await;
+            tokio::time::sleep(patience).await;
             identity.renewal_asked().await;
         };
-        tokio::select! {
-            () = wall_time_reaches(due, &clock) => {}
-            () = asked => {}
-        }
+        patience = tokio::select! {
+            () = wall_time_reaches(due, &clock) => ASKED_INTERVAL,
+            () = asked => (patience * 2).min(ASKED_LONGEST),
+        };
     }
 }
 
@@ -175,8 +179,11 @@ async fn obtain_patiently(
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let began = tokio::time::Instant::now();
     let mut reported: Option<tokio::time::Instant> = None;
+    let mut noted = false;
     loop {
-        let error = match obtain(settings, control_plane, rng).await {
+        // What was asked for until now, this attempt answers.
+        identity.forget_renewal().await;
+        let error = match obtain(identity, settings, control_plane, rng, &mut noted).await {
             Ok((certificate, bundle)) => match identity.install(certificate.clone(), bundle) {
                 Ok(()) => return certificate,
                 Err(error) => error.into(),
@@ -217,13 +224,24 @@ fn report(
     }
 }
 
-/// One attempt.
+/// One attempt. What is wrong with the file of roots, but does not stop it, is told unless `noted`.
 async fn obtain(
+    identity: &Identity,
     settings: &Settings,
     control_plane: &impl Dial,
     rng: &mut fastrand::Rng,
+    noted: &mut bool,
 ) -> Result<(Certificate, TrustBundle), CertifyError> {
-    let roots = read_trust_bundle(&settings.trust_bundle, &settings.trust_domain).await?;
+    let roots = match identity.trust_bundle() {
+        None => read_trust_bundle(&settings.trust_bundle, &settings.trust_domain).await?,
+        Some(in_force) => {
+            let (roots, problem) = roots_of_control_plane(&in_force, &settings.trust_bundle).await;
+            if let Some(problem) = problem.filter(|_| !std::mem::replace(noted, true)) {
+                tracing::warn!(problem, "not all roots are known; renewing with the others");
+            }
+            roots
+        }
+    };
     let token = read_token(&settings.token).await?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let csr = CertificateParams::default().serialize_request(&key)?;
@@ -239,7 +257,8 @@ async fn obtain(
         .into_inner();
     let bundle = match &answer.trust_bundle {
         Some(bundle) => parse_trust_bundle(bundle)?,
-        None => roots,
+        // Those that are there to reach the control plane are not for peers.
+        None => identity.trust_bundle().unwrap_or(roots),
     };
     let certificate = Certificate::new(
         answer.chain.into_iter().map(CertificateDer::from).collect(),
@@ -270,6 +289,35 @@ pub async fn read_trust_bundle(
         .map_err(|error| fail(io::Error::new(io::ErrorKind::InvalidData, error.to_string())))?;
     TrustBundle::new(trust_domain, roots)
         .map_err(|error| fail(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+/// The roots that may prove the control plane: those of the file beside those in force. In a
+/// rotation either may know the new root before the other: the stream is faster than the file, and
+/// the file goes on where the stream is cut. Ask anew for each connection: a root is good only for as
+/// long as one of the two has it.
+///
+/// The file is allowed to be bad, and is told second; of more than [`MAX_ROOTS`] those of the file
+/// come first, since what is streamed may be as old as the last stream.
+pub async fn roots_of_control_plane(
+    in_force: &TrustBundle,
+    file: &Path,
+) -> (TrustBundle, Option<String>) {
+    let domain = in_force.trust_domain();
+    let mut roots = match read_trust_bundle(file, domain).await {
+        Ok(file) => file.roots().to_vec(),
+        Err(error) => return (in_force.clone(), Some(error.to_string())),
+    };
+    let more = in_force.roots().iter().filter(|root| !roots.contains(root));
+    let more: Vec<_> = more.cloned().collect();
+    let room = MAX_ROOTS.saturating_sub(roots.len());
+    let problem = more.len().checked_sub(room).filter(|left| *left > 0).map(|left| {
+        format!("{left} streamed roots beside those of {}; at most {MAX_ROOTS}", file.display())
+    });
+    roots.extend(more.into_iter().take(room));
+    match TrustBundle::new(domain, roots) {
+        Ok(roots) => (roots, problem),
+        Err(error) => (in_force.clone(), Some(error.to_string())),
+    }
 }
 
 /// The roots as the control plane sends them.

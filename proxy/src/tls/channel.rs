@@ -7,7 +7,10 @@ use remora_core::spiffe::SpiffeId;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    io::AsyncBufReadExt,
+    net::{TcpSocket, TcpStream},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
@@ -190,10 +193,15 @@ impl ControlPlane {
     ) -> Result<TlsStream<TcpStream>, ChannelError> {
         // Whom we talk to is decided by the SPIFFE id; the address as a name sends no SNI.
         let name = ServerName::IpAddress(address.ip().into());
-        TlsConnector::from(config).connect(name, tcp).await.map_err(|error| ChannelError::Tls {
+        let failed = |error: io::Error| ChannelError::Tls {
             authority: self.authority.clone(),
             problem: error.into(),
-        })
+        };
+        let mut stream = TlsConnector::from(config).connect(name, tcp).await.map_err(failed)?;
+        // In TLS 1.3 the server judges our certificate when we are done already. It begins to speak,
+        // with HTTP/2's SETTINGS, once it has taken us.
+        stream.fill_buf().await.map_err(failed)?;
+        Ok(stream)
     }
 }
 

@@ -138,6 +138,15 @@ impl Identity {
         self.0.renewal.notified().await;
     }
 
+    /// Forgets that [`Identity::renew`] was called.
+    pub(super) async fn forget_renewal(&self) {
+        tokio::select! {
+            biased;
+            () = self.renewal_asked() => {}
+            () = std::future::ready(()) => {}
+        }
+    }
+
     fn publish(&self, material: Material) {
         self.0.current.store(Some(Arc::new(material)));
         self.0.generation.send_modify(|generation| *generation += 1);

@@ -323,6 +323,56 @@ impl World {
     }
 }
 
+/// A replica that had restarted dropped the old root while the other one, which had seen the return
+/// to it already, signed with it.
+#[test]
+fn a_return_to_an_issuer_whose_root_is_about_to_go_waits_for_replicas_that_see_it_later() {
+    let mut world = World::new();
+    for step in [
+        Step::Rotate(0, vec![1]),
+        Step::Rotate(2, vec![]),
+        Step::Wait(736),
+        Step::Restart(1),
+        Step::Rotate(0, vec![]),
+    ] {
+        world.step(step);
+    }
+    for second in 0..200 {
+        world.step(Step::Wait(0));
+        assert_eq!(world.refused(), None, "{second} s after the return");
+    }
+    assert!(world.replicas.iter().all(|replica| signs(&replica.rotation) == 0));
+}
+
+#[test]
+fn the_return_to_an_issuer_waits_once_its_root_has_been_on_its_way_out_for_the_overlap() {
+    let mut rotation = begin(0, Roots::default(), start());
+    rotation.offer(authority(1, &[]), start()).unwrap();
+    rotation.advance(start() + OVERLAP);
+    assert_eq!(signs(&rotation), 1);
+    let back = start() + OVERLAP + SECOND;
+    rotation.offer(authority(0, &[]), back).unwrap();
+    assert_eq!((signs(&rotation), rotation.phase(back)), (1, Phase::Overlap));
+    rotation.advance(back + OVERLAP);
+    assert_eq!(signs(&rotation), 0);
+}
+
+#[test]
+fn a_held_replica_keeps_the_roots_that_others_may_still_sign_with() {
+    let mut before = begin(0, Roots::default(), start());
+    before.offer(authority(1, &[]), start()).unwrap();
+    let now = start() + 20 * SECOND;
+    let mut after = begin(1, Roots::read(&published(&before), now), now);
+    // The other replica, which has the key of 0, signs with it until 2 is trusted.
+    let again = start() + 50 * SECOND;
+    after.offer(authority(2, &[]), again).unwrap();
+    before.offer(authority(2, &[]), again).unwrap();
+    assert_eq!((signs(&before), after.phase(again)), (0, Phase::Held));
+    let until =
+        |rotation: &Rotation| rotation.roots().root(Fingerprint::of(&root(0))).unwrap().until;
+    assert_eq!(until(&after), until(&before));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
