@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::{
     api::{
         admissionregistration::v1::MutatingWebhookConfiguration,
-        apps::v1::Deployment,
+        apps::v1::{DaemonSet, Deployment},
         coordination::v1::Lease,
         core::v1::{Namespace, Pod, Service},
         discovery::v1::EndpointSlice,
@@ -72,6 +72,8 @@ pub(crate) struct After {
     pub(crate) namespace: Read<Namespace>,
     pub(crate) control_plane: Program,
     pub(crate) injector: Program,
+    /// The redirect agents, where the installation has them.
+    pub(crate) agents: Option<Read<DaemonSet>>,
     /// Events of our pods that are not well: pod → the last warning.
     pub(crate) warnings: BTreeMap<String, String>,
     pub(crate) webhook: Webhook,

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 use k8s_openapi::{
     ByteString,
-    api::core::v1::{ConfigMap, Event, Namespace, Pod, Secret},
+    api::{
+        apps::v1::DaemonSet,
+        core::v1::{ConfigMap, Event, Namespace, Pod, Secret},
+    },
 };
 use remora_core::names::{
     CONTROL_PLANE_SERVICE_ACCOUNT, INJECTOR_SERVICE_ACCOUNT, INJECTOR_TLS_SECRET, ISSUER_SECRET,
@@ -37,6 +40,7 @@ pub(super) async fn after(reader: &Reader, args: &Args, namespace: Read<Namespac
     let lease =
         format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM_NAMESPACE}/leases/{LEADER_LEASE}");
     let need = format!("get leases in {SYSTEM_NAMESPACE}");
+    let agents = agents(reader, &injector).await;
     let (replicas, injectors, lease) =
         Box::pin(async { tokio::join!(replicas, injectors, reader.get(&lease, &need)) }).await;
     let (warnings, webhook, certificates, nodes) = Box::pin(async {
@@ -55,6 +59,7 @@ pub(super) async fn after(reader: &Reader, args: &Args, namespace: Read<Namespac
         namespace,
         control_plane,
         injector,
+        agents,
         warnings,
         webhook,
         certificates,
@@ -72,6 +77,16 @@ async fn programs(reader: &Reader) -> (Program, Program) {
     let needed = permissions::control_plane(control_plane.has_flag("--external-issuer"));
     control_plane.may = account_may(reader, CONTROL_PLANE_SERVICE_ACCOUNT, needed).await;
     (control_plane, injector)
+}
+
+/// The redirect agents, where sidecars ask them.
+async fn agents(reader: &Reader, injector: &Program) -> Option<Read<DaemonSet>> {
+    if !injector.has_flag("--redirect-agent") {
+        return None;
+    }
+    let path =
+        format!("/apis/apps/v1/namespaces/{SYSTEM_NAMESPACE}/daemonsets/remora-redirect-agent");
+    Some(reader.get(&path, &format!("get daemonsets in {SYSTEM_NAMESPACE}")).await)
 }
 
 async fn program(

@@ -54,6 +54,7 @@ pub(super) fn after() -> After {
         control_plane: program(CONTROL_PLANE_SERVICE_ACCOUNT, permissions::control_plane(false)),
         injector: program(INJECTOR_SERVICE_ACCOUNT, permissions::injector()),
         warnings: BTreeMap::new(),
+        agents: None,
         webhook: webhook(),
         certificates: Certificates {
             issuer: Ok(issuer),

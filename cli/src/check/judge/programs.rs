@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::Pod,
+};
 use remora_core::names::SYSTEM_NAMESPACE;
 
 use super::{count, named, version};
 use crate::check::{
+    api::Read,
     facts::{After, Program},
     gather::is_ready,
     reduce::waiting,
@@ -38,8 +42,28 @@ pub(super) fn lines(after: &After) -> Vec<Line> {
         lines.push(service(program));
         lines.push(budget(program));
     }
+    lines.extend(after.agents.as_ref().map(agents));
     lines.push(versions(programs));
     lines
+}
+
+/// A node without its agent starts no pod with a sidecar.
+fn agents(set: &Read<DaemonSet>) -> Line {
+    const CHECK: &str = "programs.redirect-agent";
+    let status = match set {
+        Ok(set) => set.status.clone().unwrap_or_default(),
+        Err(why) => return Line::unread(CHECK, "DaemonSet remora-redirect-agent", why),
+    };
+    let (ready, wanted) = (status.number_ready, status.desired_number_scheduled);
+    let said = format!("remora-redirect-agent: ready on {ready} of {wanted} nodes");
+    if ready < wanted {
+        let mend = format!(
+            "pods with a sidecar wait on the other nodes: kubectl get pods -n {SYSTEM_NAMESPACE} \
+             -o wide -l app.kubernetes.io/component=redirect-agent"
+        );
+        return Line::failed(CHECK, said, mend);
+    }
+    Line::ok(CHECK, said)
 }
 
 fn deployment(program: &Program) -> Line {
@@ -358,6 +382,20 @@ mod tests {
         let mut after = fixtures::after();
         after.injector.slices = Ok(fixtures::slices(&[("a", false)]));
         assert_eq!(service(&after.injector).status, Status::Failed);
+    }
+
+    #[test]
+    fn a_node_without_its_redirect_agent_fails() {
+        let status = |ready: i32| {
+            let json = serde_json::json!({ "status": {
+                "numberReady": ready, "desiredNumberScheduled": 2,
+                "currentNumberScheduled": 2, "numberMisscheduled": 0 } });
+            serde_json::from_value::<DaemonSet>(json).unwrap()
+        };
+        assert_eq!(agents(&Ok(status(2))).status, crate::check::report::Status::Ok);
+        let line = agents(&Ok(status(1)));
+        assert_eq!(line.status, crate::check::report::Status::Failed);
+        assert!(line.message.contains("1 of 2"), "{}", line.message);
     }
 
     #[test]
