@@ -14,6 +14,8 @@ use crate::{
     tls::{certify::roots_of_control_plane, material::server_auth_config},
 };
 
+type Responses = mpsc::Sender<Result<pb::WatchResponse, Status>>;
+
 /// What the control plane goes by at one moment.
 struct Shown {
     /// Signs its own certificate and those of others.
@@ -54,7 +56,7 @@ impl Shown {
 struct Plane {
     shown: Arc<Mutex<Arc<Shown>>>,
     /// Discovery streams that began; they stay open.
-    streams: Arc<watch::Sender<Vec<mpsc::Sender<Result<pb::WatchResponse, Status>>>>>,
+    streams: Arc<watch::Sender<Vec<Responses>>>,
 }
 
 impl Plane {
