@@ -187,10 +187,6 @@ pub async fn serve(
         log,
     };
     let router = pages::router(admin, Arc::clone(&plane.state));
-    tracing::info!(
-        listen = %listener.local_addr()?, admin = %admin_listener.local_addr()?,
-        "control plane serving"
-    );
     let serving = async {
         if args.kubernetes {
             Box::pin(kubernetes::serve(args, plane, listener, drain.clone())).await
@@ -310,6 +306,7 @@ impl Plane {
             clock,
             drain.clone(),
         );
+        tracing::info!(listen = %listener.local_addr()?, "control plane serving");
         let ages = server::Ages::new(fastrand::Rng::new());
         let grpc = server::run(listener, config, discovery, identity, ages, drain.clone());
         let ((), (), keeper) = tokio::join!(grpc, renewal, keeper.run(seen, drain.clone()));

@@ -44,6 +44,9 @@ pub struct Args {
     /// Whether the cluster has native sidecars (Kubernetes 1.29): auto, enabled or disabled.
     #[arg(long, value_name = "WHETHER", default_value = "auto")]
     native_sidecar: NativeSidecar,
+    /// Sidecars ask an agent on their node for the interception rules.
+    #[arg(long)]
+    redirect_agent: bool,
 }
 
 /// Why nothing was written.
@@ -129,7 +132,8 @@ fn read(path: &PathBuf, stdin: &mut impl Read) -> io::Result<String> {
 impl Args {
     fn settings(&self) -> Settings {
         let native_sidecar = self.native_sidecar != NativeSidecar::Disabled;
-        let mut settings = Settings { native_sidecar, ..Settings::default() };
+        let redirect_agent = self.redirect_agent;
+        let mut settings = Settings { native_sidecar, redirect_agent, ..Settings::default() };
         for (given, field) in [
             (&self.proxy_image, &mut settings.proxy_image),
             (&self.control_plane, &mut settings.control_plane),

@@ -170,7 +170,6 @@ async fn probe(State(view): State<View>, uri: Uri, headers: HeaderMap) -> (Statu
     match view.prober.run(uri.path(), agent).await {
         Ok(()) => (StatusCode::OK, "passed\n".to_owned()),
         Err(failure) => {
-            tracing::debug!(probe = uri.path(), %failure, "probe failed");
             let status = match failure {
                 Failure::Unknown => StatusCode::NOT_FOUND,
                 _ => StatusCode::SERVICE_UNAVAILABLE,

@@ -343,7 +343,7 @@ impl Mesh {
             mark: None,
             shutdown_grace_period: self.grace,
             shutdown_linger: std::time::Duration::ZERO,
-            probes: Default::default(),
+            probes: "{}".to_owned(),
             snapshot: None,
             outbound_service: (ENTRY_PORT..).zip(calls).map(entry).collect(),
             inbound_forward: if pod.meshed { vec![forward] } else { Vec::new() },

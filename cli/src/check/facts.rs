@@ -106,6 +106,18 @@ pub(crate) struct Program {
     pub(crate) versions: BTreeMap<String, String>,
 }
 
+impl Program {
+    /// Whether a container of it is given this flag.
+    pub(crate) fn has_flag(&self, flag: &str) -> bool {
+        let Ok(deployment) = &self.deployment else { return false };
+        let spec = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+        let containers = spec.map_or(&[][..], |spec| &spec.containers);
+        containers.iter().flat_map(|container| container.args.iter().flatten()).any(|arg| {
+            arg.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest == "=true")
+        })
+    }
+}
+
 /// The webhook's objects, and what it does.
 #[derive(Debug)]
 pub(crate) struct Webhook {

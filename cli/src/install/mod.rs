@@ -27,11 +27,12 @@ pub use values::ValuesError;
 use values::{FailurePolicy, NativeSidecar, PullPolicy, Sources};
 
 /// In the order in which `kubectl apply -f -` must see them.
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 7] = [
     ("namespace.yaml", include_str!("../../../deploy/templates/namespace.yaml")),
     ("control-plane-rbac.yaml", include_str!("../../../deploy/templates/control-plane-rbac.yaml")),
     ("injector-rbac.yaml", include_str!("../../../deploy/templates/injector-rbac.yaml")),
     ("control-plane.yaml", include_str!("../../../deploy/templates/control-plane.yaml")),
+    ("redirect-agent.yaml", include_str!("../../../deploy/templates/redirect-agent.yaml")),
     ("injector.yaml", include_str!("../../../deploy/templates/injector.yaml")),
     ("webhook.yaml", include_str!("../../../deploy/templates/webhook.yaml")),
 ];
@@ -65,6 +66,10 @@ pub struct Args {
     /// Whether sidecars are native ones.
     #[arg(long, value_name = "WHEN")]
     native_sidecar: Option<NativeSidecar>,
+    /// An agent on each node writes the interception rules, so that namespaces may enforce Pod
+    /// Security level baseline or restricted.
+    #[arg(long)]
+    redirect_agent: bool,
     /// What becomes of a pod that asked for a sidecar while no injector answers.
     #[arg(long, value_name = "POLICY")]
     webhook_failure_policy: Option<FailurePolicy>,
@@ -151,6 +156,7 @@ impl Args {
         flag("clusterDomain", self.cluster_domain.map(Value::from));
         flag("externalIssuer", self.external_issuer.then_some(Value::Bool(true)));
         flag("nativeSidecar", self.native_sidecar.map(json));
+        flag("redirectAgent", self.redirect_agent.then_some(Value::Bool(true)));
         flag("webhookFailurePolicy", self.webhook_failure_policy.map(json));
         Sources { files: self.values, set: self.set, flags }
     }

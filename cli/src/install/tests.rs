@@ -6,7 +6,7 @@ use k8s_openapi::{
     Metadata,
     api::{
         admissionregistration::v1::MutatingWebhookConfiguration,
-        apps::v1::Deployment,
+        apps::v1::{DaemonSet, Deployment},
         core::v1::{Namespace, Service, ServiceAccount},
         policy::v1::PodDisruptionBudget,
         rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding},
@@ -20,8 +20,9 @@ use serde_json::{Value, json};
 use super::*;
 
 /// Values that reach every line of every template.
-const VARIANTS: [&[&str]; 4] = [
+const VARIANTS: [&[&str]; 5] = [
     &[],
+    &["redirectAgent=true"],
     &["externalIssuer=true", "priorityClassName=", "createNamespace=false"],
     &["image=registry.example:5000/mesh/remora@sha256:00", "trustDomain=prod.example.com"],
     &[
@@ -83,6 +84,7 @@ fn every_object_is_one_that_kubernetes_knows_field_by_field() {
                 "Service" => is_of_type::<Service>(&object),
                 "PodDisruptionBudget" => is_of_type::<PodDisruptionBudget>(&object),
                 "Deployment" => is_of_type::<Deployment>(&object),
+                "DaemonSet" => is_of_type::<DaemonSet>(&object),
                 "MutatingWebhookConfiguration" => {
                     is_of_type::<MutatingWebhookConfiguration>(&object);
                 }
@@ -250,6 +252,24 @@ fn our_own_pods_are_restricted_and_meet_their_services() {
     }
 }
 
+#[test]
+fn the_redirect_agent_has_three_capabilities_and_no_account() {
+    assert_eq!(of_kind::<DaemonSet>(&parse(&text_with(&[])), "DaemonSet").len(), 0);
+    let agents: Vec<DaemonSet> = of_kind(&parse(&text_with(&["redirectAgent=true"])), "DaemonSet");
+    let [agent] = &agents[..] else { panic!("one agent") };
+    let pod = agent.spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    let context = pod.containers[0].security_context.as_ref().unwrap();
+    assert_eq!(context.privileged, None);
+    let capabilities = context.capabilities.as_ref().unwrap();
+    assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
+    let needed = ["SYS_PTRACE", "SYS_ADMIN", "NET_ADMIN"].map(str::to_owned).to_vec();
+    assert_eq!(capabilities.add, Some(needed));
+    let argument = |name: &str, value: &str| format!("--{name}={value}");
+    let line = pod.containers[0].args.clone().unwrap();
+    assert!(line.contains(&argument("listen-ip", "$(REMORA_HOST_IP)")), "{line:?}");
+}
+
 /// The arguments of each container, by the program that gets them.
 fn arguments(objects: &[Value]) -> BTreeMap<String, Vec<String>> {
     of_kind::<Deployment>(objects, "Deployment")
@@ -294,6 +314,7 @@ fn the_programs_understand_their_arguments() {
         assert_eq!(injector.listen.port(), names::ports::INJECTOR);
         assert_eq!(injector.admin_listen.port(), names::ports::INJECTOR_ADMIN);
         assert_eq!(injector.trust_domain, control_plane.trust_domain);
+        assert_eq!(injector.redirect_agent, set.contains(&"redirectAgent=true"));
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) struct Values {
     webhook_failure_policy: FailurePolicy,
     webhook_timeout_seconds: u32,
     native_sidecar: NativeSidecar,
+    redirect_agent: bool,
     proxy: Proxy,
     control_plane: Program,
     injector: Program,

@@ -59,7 +59,8 @@ pub fn hold(
         clock,
         rng,
     };
-    (receiver, candidate.run(drain))
+    // Requests are large futures; this one lives on the heap, once.
+    (receiver, Box::pin(candidate.run(drain)))
 }
 
 /// A Lease as it was seen, and since when it looks like that.

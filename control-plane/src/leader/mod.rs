@@ -77,7 +77,7 @@ pub fn run(
     let report =
         events::report(client, replica, leading.clone(), inputs.notices, clock, rng, drain);
     let work = async move {
-        tokio::join!(hold, publish, report);
+        tokio::join!(hold, Box::pin(publish), Box::pin(report));
     };
     (leading, work)
 }

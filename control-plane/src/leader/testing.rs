@@ -69,8 +69,14 @@ impl Fake {
         self.state.lock().faults = Some(Box::new(faults));
     }
 
-    pub(super) fn terminate(&self, namespace: &str) {
-        self.state.lock().terminating.insert(namespace.to_owned());
+    /// Whether a namespace is being terminated.
+    pub(super) fn terminate(&self, namespace: &str, going: bool) {
+        let terminating = &mut self.state.lock().terminating;
+        if going {
+            terminating.insert(namespace.to_owned());
+        } else {
+            terminating.remove(namespace);
+        }
     }
 
     pub(super) fn get(&self, path: &str) -> Option<Value> {

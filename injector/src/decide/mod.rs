@@ -31,6 +31,9 @@ pub struct Settings {
     pub trust_domain: String,
     /// Whether the cluster has native sidecars (Kubernetes 1.29); what `auto` means.
     pub native_sidecar: bool,
+    /// Whether an agent on each node writes the interception rules, so that pods need no
+    /// capability for it.
+    pub redirect_agent: bool,
     /// What pods get whose annotations do not say otherwise.
     pub defaults: ProxySettings,
 }
@@ -47,6 +50,7 @@ impl Default for Settings {
             ),
             trust_domain: TRUST_DOMAIN.to_owned(),
             native_sidecar: true,
+            redirect_agent: false,
             defaults: ProxySettings::default(),
         }
     }

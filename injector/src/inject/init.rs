@@ -1,6 +1,8 @@
-//! The init container that writes the interception rules.
+//! The init container that sees to the interception rules.
 
-use k8s_openapi::api::core::v1::{Container, SecurityContext};
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, EnvVarSource, ObjectFieldSelector, SecurityContext,
+};
 use remora_core::{
     names::{PROXY_UID, ports},
     settings::PortSet,
@@ -9,15 +11,24 @@ use remora_core::{
 use super::{INIT_CONTAINER, PROGRAM, proxy::resources, restricted};
 use crate::{decide::Settings, proxy_settings::ProxySettings};
 
-/// It ends at once; what it leaves is the pod's nftables.
+/// Address of the pod's node, for the argument that names its agent.
+const HOST_IP: &str = "REMORA_HOST_IP";
+
+/// It ends at once; what it leaves is the pod's nftables. It writes them itself, or asks the agent
+/// of its node.
 pub(super) fn container(proxy: &ProxySettings, settings: &Settings) -> Container {
-    let mut args = vec![
-        "redirect".to_owned(),
-        "apply".to_owned(),
+    let command = if settings.redirect_agent {
+        vec!["ask".to_owned(), format!("--agent-ip=$({HOST_IP})")]
+    } else {
+        vec!["apply".to_owned()]
+    };
+    let mut args = vec!["redirect".to_owned()];
+    args.extend(command);
+    args.extend([
         format!("--outbound-port={}", ports::OUTBOUND),
         format!("--inbound-port={}", ports::INBOUND),
         format!("--proxy-uid={PROXY_UID}"),
-    ];
+    ]);
     let mut skip = |flag: &str, ports: &PortSet| {
         if !ports.is_empty() {
             args.push(format!("{flag}={ports}"));
@@ -34,16 +45,65 @@ pub(super) fn container(proxy: &ProxySettings, settings: &Settings) -> Container
         image: Some(settings.proxy_image.clone()),
         command: Some(vec![PROGRAM.to_owned()]),
         args: Some(args),
+        env: settings.redirect_agent.then(|| vec![host_ip()]),
         resources: resources(&proxy.resources),
-        // nf_tables asks for this one capability, and for it to be effective: hence root, also in a
-        // pod whose containers may not be. Pod Security admits it at level `privileged` only.
-        security_context: Some(SecurityContext {
-            run_as_user: Some(0),
-            run_as_group: Some(0),
-            run_as_non_root: Some(false),
-            ..restricted(Some(vec!["NET_ADMIN".to_owned()]))
-        }),
+        security_context: Some(security(settings.redirect_agent)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
+    }
+}
+
+fn security(agent: bool) -> SecurityContext {
+    if agent {
+        // As the proxy's user, whose connections are exempt: a second start must reach the agent
+        // although the rules are in force.
+        return SecurityContext {
+            run_as_user: Some(PROXY_UID.into()),
+            run_as_group: Some(PROXY_UID.into()),
+            run_as_non_root: Some(true),
+            ..restricted(None)
+        };
+    }
+    // nf_tables asks for this one capability, and for it to be effective: hence root, also in a
+    // pod whose containers may not be. Pod Security admits it at level `privileged` only.
+    SecurityContext {
+        run_as_user: Some(0),
+        run_as_group: Some(0),
+        run_as_non_root: Some(false),
+        ..restricted(Some(vec!["NET_ADMIN".to_owned()]))
+    }
+}
+
+fn host_ip() -> EnvVar {
+    EnvVar {
+        name: HOST_IP.to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: None,
+                field_path: "status.hostIP".to_owned(),
+            }),
+            ..EnvVarSource::default()
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_an_agent_on_the_node_the_container_needs_no_privilege() {
+        let settings = Settings { redirect_agent: true, ..Settings::default() };
+        let proxy =
+            ProxySettings { skip_inbound_ports: "22".parse().unwrap(), ..ProxySettings::default() };
+        let container = container(&proxy, &settings);
+        let args = container.args.unwrap();
+        assert_eq!(args[..3], ["redirect", "ask", "--agent-ip=$(REMORA_HOST_IP)"]);
+        assert!(args.contains(&"--skip-inbound-ports=22".to_owned()), "{args:?}");
+        assert_eq!(container.env.unwrap()[0].name, HOST_IP);
+        let security = container.security_context.unwrap();
+        assert_eq!(security.run_as_non_root, Some(true));
+        assert_eq!(security.capabilities.unwrap().add, None);
     }
 }

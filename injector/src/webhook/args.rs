@@ -40,6 +40,10 @@ pub struct Args {
     /// (native from Kubernetes 1.29 on).
     #[arg(long, value_name = "FORM", default_value = "auto")]
     pub native_sidecar: NativeSidecar,
+    /// Sidecars ask an agent on their node for the interception rules, instead of writing them with
+    /// the capability NET_ADMIN.
+    #[arg(long)]
+    pub redirect_agent: bool,
     /// Name of the MutatingWebhookConfiguration whose caBundles are kept.
     #[arg(long, value_name = "NAME", default_value = names::WEBHOOK_CONFIGURATION)]
     pub webhook_configuration: String,
@@ -150,6 +154,7 @@ impl Args {
             proxy_image: self.proxy_image.clone().unwrap_or(default.proxy_image),
             control_plane: self.control_plane.clone().unwrap_or_else(control_plane),
             trust_domain: self.trust_domain.clone(),
+            redirect_agent: self.redirect_agent,
             defaults: self.defaults.read()?,
             ..Settings::default()
         })

@@ -1,6 +1,6 @@
 //! May this caller talk to this port? Decided from the default policy of the pod.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use remora_core::{settings::DefaultPolicy, spiffe::SpiffeId};
 
@@ -14,6 +14,15 @@ pub(crate) enum Caller {
     Mesh(Arc<SpiffeId>),
     /// Not in the mesh; all that is known is where it comes from.
     Unknown(IpAddr),
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mesh(id) => write!(f, "{id}"),
+            Self::Unknown(ip) => write!(f, "a caller without identity ({ip})"),
+        }
+    }
 }
 
 /// Decides on a connection of bytes.
@@ -30,7 +39,7 @@ pub(super) fn connection(
         return Ok(());
     }
     Err(Error::Denied(format!(
-        "default-inbound-policy {} does not let {:?} call port {}",
+        "default-inbound-policy {} does not let {} call port {}",
         policy.default, arrival.caller, arrival.port
     )))
 }

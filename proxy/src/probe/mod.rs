@@ -16,7 +16,10 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     str::FromStr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,8 @@ pub struct Probes(Arc<BTreeMap<String, Probe>>);
 struct Probe {
     handler: Handler,
     timeout: Duration,
+    /// Whether it did not pass the last time; so that the log tells of changes only.
+    failing: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Clone)]
@@ -99,7 +104,8 @@ impl TryFrom<Written> for Probe {
             (None, Some(get)) => Handler::HttpGet(Box::new(Get::try_from(get)?)),
             _ => return Err("needs one of tcpSocket and httpGet, with a port".to_owned()),
         };
-        Ok(Self { handler, timeout: Duration::from_secs(seconds.into()) })
+        let timeout = Duration::from_secs(seconds.into());
+        Ok(Self { handler, timeout, failing: Arc::default() })
     }
 }
 
@@ -156,10 +162,29 @@ impl Prober {
 
     /// Carries out the probe of this path. `user_agent` is the kubelet's.
     ///
+    /// The kubelet's event tells the status only, so the reason goes to the log, once.
+    ///
     /// # Errors
     /// Where it does not pass.
     pub async fn run(&self, path: &str, user_agent: Option<&str>) -> Result<(), Failure> {
         let probe = self.probes.0.get(path).ok_or(Failure::Unknown)?;
+        let result = self.carry_out(probe, user_agent).await;
+        match &result {
+            Ok(()) => {
+                if probe.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!(probe = path, "probe of the application passes again");
+                }
+            }
+            Err(failure) => {
+                if !probe.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(probe = path, %failure, "probe of the application fails");
+                }
+            }
+        }
+        result
+    }
+
+    async fn carry_out(&self, probe: &Probe, user_agent: Option<&str>) -> Result<(), Failure> {
         let _permit = self.permits.try_acquire().map_err(|_| Failure::Busy)?;
         let (target, done) = match &probe.handler {
             Handler::TcpSocket(port) => {

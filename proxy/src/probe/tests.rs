@@ -1,8 +1,5 @@
 use super::*;
-use std::{
-    convert::Infallible,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::convert::Infallible;
 
 use bytes::Bytes;
 use http::{Request, Response};

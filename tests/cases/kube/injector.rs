@@ -98,6 +98,8 @@ async fn a_reset_webhook_configuration_gets_its_ca_back() {
 #[tokio::test]
 async fn no_admission_fails_while_the_certificate_turns_over() {
     let cluster = Cluster::install().await;
+    // Below the time that the injector gives API servers to learn of a CA.
+    cluster.api.lag_webhooks(Duration::from_secs(3));
     cluster.api.namespace("shop", &[("remora.io/inject", "enabled")]);
     let injector = cluster.injector().await;
     injector.ready().await;

@@ -9,6 +9,7 @@ mod fidelity;
 mod identity;
 mod injector;
 mod kubelet;
+mod leftovers;
 mod plane;
 mod shop;
 mod uninstall;

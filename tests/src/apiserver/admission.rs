@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::ByteString;
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -57,7 +57,8 @@ fn webhooks(shared: &Shared, kind: &Kind) -> Vec<Value> {
     let configurations = kinds::plural("mutatingwebhookconfigurations");
     let configurations = configurations.expect("invariant: in the table");
     let state = shared.state.lock();
-    let all = state.store.objects(configurations, None);
+    let version = state.store.version_at(Instant::now() - state.webhook_lag);
+    let all = state.store.objects_at(configurations, None, version).unwrap_or_default();
     let has = |rule: &Value, field: &str, wanted: &str| {
         let mut values = rule[field].as_array().into_iter().flatten();
         values.any(|value| value == wanted || value == "*")
@@ -68,7 +69,8 @@ fn webhooks(shared: &Shared, kind: &Kind) -> Vec<Value> {
             && has(rule, "apiVersions", kind.version)
             && has(rule, "resources", kind.plural)
     };
-    all.flat_map(|(_, object)| object["webhooks"].as_array().into_iter().flatten())
+    all.values()
+        .flat_map(|object| object["webhooks"].as_array().into_iter().flatten())
         .filter(|webhook| webhook["rules"].as_array().into_iter().flatten().any(fits))
         .cloned()
         .collect()

@@ -225,6 +225,12 @@ impl ApiServer {
         self.shared.change(|state| state.services.insert(key, addr));
     }
 
+    /// Lets admission learn of changed webhook configurations so much later, as an API server does
+    /// whose own watch is behind.
+    pub fn lag_webhooks(&self, lag: Duration) {
+        self.shared.change(|state| state.webhook_lag = lag);
+    }
+
     /// Decides matchConditions of webhooks, which are not evaluated here: from the webhook's name,
     /// the expression and the admission request. Until it is set, all hold.
     pub fn decide_conditions(

@@ -372,7 +372,8 @@ mod tests {
         assert!(applied(Some(&one), &map(json!({"k": "2"})), "two", false, "t").is_err());
         let two = applied(Some(&one), &map(json!({"k": "2"})), "two", true, "t").unwrap();
         assert_eq!(two["data"], json!({"k": "2", "own": "x"}));
-        let three = applied(Some(&two), &map(json!(null)), "one", false, "t").unwrap();
+        let nothing = json!({"apiVersion": "v1", "metadata": {"name": "b"}});
+        let three = applied(Some(&two), &nothing, "one", false, "t").unwrap();
         assert_eq!(three["data"], json!({"k": "2"}));
     }
 

@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) version: String,
     /// Where Services are, by namespace, name and port.
     pub(super) services: HashMap<(String, String, u16), SocketAddr>,
+    /// How late admission learns of webhook configurations.
+    pub(super) webhook_lag: Duration,
     pub(super) condition: Arc<Condition>,
     pub(super) pod_proxy: Arc<PodProxy>,
 }
@@ -85,6 +87,7 @@ impl State {
             keeps_terminating: false,
             version: "v1.36.2".to_owned(),
             services: HashMap::new(),
+            webhook_lag: Duration::ZERO,
             condition: Arc::new(|_, _, _| true),
             pod_proxy: Arc::new(|_, _, _| (503, "no answer is set for pods".to_owned())),
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::kinds::Kind;
 
@@ -24,6 +25,8 @@ pub(super) struct Change {
     /// Its state before it.
     pub(super) previous: Option<Value>,
     pub(super) deleted: bool,
+    /// When.
+    pub(super) at: Instant,
 }
 
 /// Everything stored.
@@ -116,6 +119,12 @@ impl Store {
         Some(then)
     }
 
+    /// The version that was the newest one at a time.
+    pub(super) fn version_at(&self, time: Instant) -> u64 {
+        let later = self.history.partition_point(|change| change.at <= time);
+        later.checked_sub(1).map_or(self.oldest, |at| self.history[at].version)
+    }
+
     /// Changes of a kind after a version; nothing where some of them are forgotten.
     pub(super) fn changes_after(
         &self,
@@ -140,6 +149,7 @@ impl Store {
             object: object.clone(),
             previous,
             deleted: false,
+            at: Instant::now(),
         });
         object
     }
@@ -156,6 +166,7 @@ impl Store {
             object: object.clone(),
             previous: Some(previous),
             deleted: true,
+            at: Instant::now(),
         });
         Some(object)
     }

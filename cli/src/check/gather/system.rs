@@ -69,15 +69,7 @@ async fn programs(reader: &Reader) -> (Program, Program) {
         program(reader, CONTROL_PLANE_SERVICE_ACCOUNT, "control-plane", Vec::new()),
         program(reader, INJECTOR_SERVICE_ACCOUNT, "injector", permissions::injector())
     );
-    let external = control_plane.deployment.as_ref().is_ok_and(|deployment| {
-        let spec = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-        let containers = spec.map_or(&[][..], |spec| &spec.containers);
-        containers
-            .iter()
-            .flat_map(|c| c.args.iter().flatten())
-            .any(|arg| arg == "--external-issuer" || arg == "--external-issuer=true")
-    });
-    let needed = permissions::control_plane(external);
+    let needed = permissions::control_plane(control_plane.has_flag("--external-issuer"));
     control_plane.may = account_may(reader, CONTROL_PLANE_SERVICE_ACCOUNT, needed).await;
     (control_plane, injector)
 }

@@ -41,7 +41,7 @@ fn issuer(after: &After, now: i64) -> Line {
                         "the trust bundle has no root for the issuer in Secret {ISSUER_SECRET}: \
                          proxies will not trust new certificates"
                     ),
-                    format!("put the issuer's root into the Secret's ca.crt, beside the old one"),
+                    "put the issuer's root into the Secret's ca.crt, beside the old one",
                 );
             }
             (first_end(chain), format!("Secret {ISSUER_SECRET}"))

@@ -43,7 +43,10 @@ pub(super) fn lines(after: &After) -> Vec<Line> {
     });
     for namespace in namespaces.items.iter().filter(|ns| !ns.terminating) {
         lines.extend(annotated(namespace));
-        lines.extend(pod_security(namespace, mesh));
+        // With an agent on the node, the pods themselves need no capability.
+        if !after.injector.has_flag("--redirect-agent") {
+            lines.extend(pod_security(namespace, mesh));
+        }
     }
     lines.extend(pods(after));
     lines.extend(mesh.refused.iter().map(|(namespace, name, said)| {

@@ -221,7 +221,8 @@ fn refusal_mend(said: &str, namespace: &str) -> String {
 pub(super) fn privileged(namespace: &str) -> String {
     format!(
         "the container that sets up interception needs NET_ADMIN: kubectl label namespace \
-         {namespace} --overwrite pod-security.kubernetes.io/enforce=privileged"
+         {namespace} --overwrite pod-security.kubernetes.io/enforce=privileged, or install with \
+         --redirect-agent and restart the pods"
     )
 }
 

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 /// Written again after at most this long, whatever happened; a tenth of it is chance.
 const AGAIN: Duration = Duration::from_secs(600);
+/// Time until one is tried again whose namespace was not there: it may be made anew.
+const AFTER_GONE: Duration = Duration::from_secs(15);
 /// Shortest time between two writes to a namespace where somebody else keeps changing it.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -117,8 +119,7 @@ impl Plan {
                 entry.written = Some(now);
                 entry.again.map_or(regular, |again| again.max(now))
             }
-            // Where one of the same name comes at once, that is seen as late as any change.
-            Outcome::Gone => regular,
+            Outcome::Gone => now + AFTER_GONE,
         };
         entry.again = None;
         entry.next = next;

@@ -1,6 +1,10 @@
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
 use remora_core::drain::Drain;
 use serde_json::json;
-use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -122,19 +126,21 @@ async fn all_are_written_again_every_ten_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespace_that_goes_is_left_alone() {
+async fn a_namespace_that_goes_is_left_alone_until_it_is_there_again() {
     let running = start("one", &[]);
     running.settle(1).await;
-    running.fake.terminate("going");
-    let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    running.fake.terminate("going", true);
+    let requests = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&requests);
     running.fake.faults(move |_, path| {
-        count.fetch_add(usize::from(path.contains("/going/")), std::sync::atomic::Ordering::SeqCst);
+        count.fetch_add(usize::from(path.contains("/going/")), Ordering::SeqCst);
         Fault::default()
     });
     running.namespaces.send_replace(set(&["going"]));
-    running.settle(300).await;
-    assert_eq!(requests.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert!(running.settle(300).await.is_empty());
+    assert!((15..=25).contains(&requests.load(Ordering::SeqCst)), "{requests:?} in 5 minutes");
+    running.fake.terminate("going", false);
+    assert_eq!(running.settle(16).await, ["going"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::Parser;
+use remora_core::names::ports;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -30,9 +31,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Flags of `redirect agent`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
-    /// Where pods of this node ask; an address of the node.
-    #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
+    /// Where pods of this node ask: the node's address.
+    #[arg(long, value_name = "IP")]
+    listen_ip: IpAddr,
+    /// Port on it.
+    #[arg(long, value_name = "PORT", default_value_t = ports::REDIRECT_AGENT)]
+    listen_port: u16,
     /// Where the node's processes are.
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     proc: PathBuf,
@@ -69,12 +73,13 @@ pub enum AgentError {
 pub fn run(args: &AgentArgs) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(args.listen)
+        let address = SocketAddr::new(args.listen_ip, args.listen_port);
+        let listener = TcpListener::bind(address)
             .await
-            .map_err(|error| AgentError::Listen { address: args.listen, error })?;
+            .map_err(|error| AgentError::Listen { address, error })?;
         let own = namespace::own(&args.proc)
             .map_err(|error| AgentError::Proc { proc: args.proc.clone(), error })?;
-        eprintln!("redirect agent: serving the pods of this node on {}", args.listen);
+        eprintln!("redirect agent: serving the pods of this node on {address}");
         let stop = crate::app::signals()?;
         serve(listener, Node { proc: args.proc.clone(), own }.into(), stop).await;
         Ok(())
@@ -107,13 +112,14 @@ pub(super) async fn serve(listener: TcpListener, node: Arc<Node>, stop: impl Fut
         };
         let node = Arc::clone(&node);
         exchanges.spawn(async move {
-            let done = timeout(EXCHANGE, exchange(stream, peer.ip().to_canonical(), &node)).await;
-            let text = match done {
-                Ok(Ok(answer)) => format!("{answer:?}"),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("nothing within {EXCHANGE:?}"),
-            };
-            eprintln!("redirect agent: pod {}: {text}", peer.ip().to_canonical());
+            let peer = peer.ip().to_canonical();
+            match timeout(EXCHANGE, exchange(stream, peer, &node)).await {
+                // The kubelet's probe connects and says nothing.
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(answer))) => eprintln!("redirect agent: pod {peer}: {answer:?}"),
+                Ok(Err(error)) => eprintln!("redirect agent: pod {peer}: {error}"),
+                Err(_) => eprintln!("redirect agent: pod {peer}: nothing within {EXCHANGE:?}"),
+            }
             drop(permit);
         });
     }
@@ -121,10 +127,13 @@ pub(super) async fn serve(listener: TcpListener, node: Arc<Node>, stop: impl Fut
     while exchanges.join_next().await.is_some() {}
 }
 
-async fn exchange(mut stream: TcpStream, peer: IpAddr, node: &Node) -> io::Result<Answer> {
+/// `None` where the other side said nothing.
+async fn exchange(mut stream: TcpStream, peer: IpAddr, node: &Node) -> io::Result<Option<Answer>> {
     let mut line = String::new();
     let (read, mut write) = stream.split();
-    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+    if BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await? == 0 {
+        return Ok(None);
+    }
     let answer = match parse(&line) {
         Ok((netns, config)) => {
             let (proc, own) = (node.proc.clone(), node.own);
@@ -136,7 +145,7 @@ async fn exchange(mut stream: TcpStream, peer: IpAddr, node: &Node) -> io::Resul
     let mut text = serde_json::to_string(&answer).map_err(io::Error::other)?;
     text.push('\n');
     write.write_all(text.as_bytes()).await?;
-    Ok(answer)
+    Ok(Some(answer))
 }
 
 /// The rules as flags, with the parser of `redirect apply`.

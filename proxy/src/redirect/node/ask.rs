@@ -15,8 +15,13 @@ use crate::redirect::cli::Rules;
 
 /// Pause between attempts to reach the agent, which may be starting.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Longest wait for one connection and one answer.
+/// Longest wait for a connection, and for an answer in the end.
 const ATTEMPT: Duration = Duration::from_secs(10);
+/// First wait for an answer; doubled each time. The answer to the very request that puts the rules in
+/// force does not come through: connection tracking begins with the rules, takes the answer for the
+/// first packet of a new connection and turns it to the proxy. Asked once more, on a connection that is
+/// tracked from its beginning, the agent says that the rules are in force.
+const FIRST_ANSWER: Duration = Duration::from_millis(200);
 
 /// Flags of `redirect ask`.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,7 +64,7 @@ pub enum AskError {
         problem: String,
     },
     /// Our own namespace is not known.
-    #[error("/proc/self/ns/net: {0}")]
+    #[error("/proc/thread-self/ns/net: {0}")]
     Namespace(io::Error),
 }
 
@@ -76,22 +81,28 @@ pub fn run(args: &AskArgs) -> Result<(), AskError> {
     let runtime = runtime.map_err(AskError::Namespace)?;
     runtime.block_on(async {
         let began = Instant::now();
+        let mut patience = FIRST_ANSWER;
         loop {
-            match attempt(agent, &request) {
+            match attempt(agent, &request, patience) {
                 Ok(Answer::Applied | Answer::InForce) => return Ok(()),
                 Ok(Answer::Refused(problem)) => return Err(AskError::Refused { agent, problem }),
                 Err(error) if began.elapsed() + PAUSE >= args.timeout => {
                     return Err(AskError::Unreachable { agent, waited: args.timeout, error });
                 }
+                Err(error) if is_silence(&error) => patience = (patience * 2).min(ATTEMPT),
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }
     })
 }
 
-fn attempt(agent: SocketAddr, request: &Request) -> io::Result<Answer> {
+fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn attempt(agent: SocketAddr, request: &Request, patience: Duration) -> io::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&agent, ATTEMPT)?;
-    stream.set_read_timeout(Some(ATTEMPT))?;
+    stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(ATTEMPT))?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');

@@ -14,9 +14,9 @@ use nix::{
     sys::socket::SockaddrLike,
 };
 
-/// Inode of the network namespace that this process lives in.
+/// Inode of the network namespace that the calling thread lives in.
 pub(super) fn own(proc: &Path) -> io::Result<u64> {
-    Ok(fs::metadata(proc.join("self/ns/net"))?.ino())
+    Ok(fs::metadata(proc.join("thread-self/ns/net"))?.ino())
 }
 
 /// Opens the network namespace with this inode by way of any process that lives in it.

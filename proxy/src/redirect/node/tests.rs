@@ -43,9 +43,45 @@ fn request(netns: u64, rules: &[&str]) -> String {
 }
 
 fn own_netns() -> u64 {
-    // Pods of a test are threads; `self` would be the process's first thread.
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()
+    namespace::own(Path::new("/proc")).unwrap()
+}
+
+#[derive(clap::Parser)]
+struct Asker {
+    #[command(flatten)]
+    args: AskArgs,
+}
+
+#[test]
+fn the_asker_ends_well_although_the_rules_cut_off_the_first_answer() {
+    let test =
+        "redirect::node::tests::the_asker_ends_well_although_the_rules_cut_off_the_first_answer";
+    inside(&["-rn"], test, || {
+        let pod = Pod::new(2);
+        let agent = start_agent();
+        pod.run(move || {
+            let mut sandbox = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            // The asker's user is exempt, as the proxy's is in a cluster.
+            let (ip, port) = (agent.ip().to_string(), agent.port().to_string());
+            let flags = ["", "--agent-ip", &ip, "--agent-port", &port, "--proxy-uid=0"];
+            let asker = <Asker as clap::Parser>::try_parse_from(flags).unwrap();
+            ask(&asker.args).unwrap();
+            // A second start of the init container.
+            ask(&asker.args).unwrap();
+            sandbox.kill().unwrap();
+            sandbox.wait().unwrap();
+        });
+    });
+}
+
+#[test]
+fn no_agent_is_one_line_with_the_mend() {
+    let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let port = gone.port().to_string();
+    let flags = ["", "--agent-ip=127.0.0.1", "--agent-port", &port, "--timeout=100ms"];
+    let asker = <Asker as clap::Parser>::try_parse_from(flags).unwrap();
+    let line = ask(&asker.args).unwrap_err().to_string();
+    assert!(line.contains(&gone.to_string()) && line.contains("remora-redirect-agent"), "{line}");
 }
 
 #[test]
