@@ -136,6 +136,7 @@ pub async fn run(
                 (error, Some(opened.elapsed()))
             }
         };
+        identity.stream_ended();
         discovery.disconnected(&error, lived.is_some());
         reporter.report(&error, lived.is_some());
         if let StreamError::Channel(channel) = &error

@@ -32,6 +32,8 @@ use super::{
     verify::TrustBundle,
 };
 
+mod rotation;
+
 const LIFETIME: Duration = Duration::from_secs(1000);
 const TOKEN: &str = "0123abcd";
 

@@ -34,6 +34,8 @@ struct Inner {
 struct Parts {
     certificate: Option<Certificate>,
     bundle: Option<TrustBundle>,
+    /// The bundle came on a stream that is still open.
+    streaming: bool,
 }
 
 impl Identity {
@@ -87,26 +89,33 @@ impl Identity {
     }
 
     /// Puts a new certificate in force, with the roots that came with it. Open connections are
-    /// not touched.
+    /// not touched. Roots of an open stream stay: whoever signed may be a replica that does not know
+    /// the newest yet, and the stream tells each change only once.
     ///
     /// # Errors
     /// Where the parts cannot be used; what was in force stays.
     pub fn install(&self, certificate: Certificate, bundle: TrustBundle) -> Result<(), TlsError> {
         let mut parts = self.0.parts.lock();
+        let vouches =
+            |bundle: &TrustBundle| bundle.vouches_for(certificate.chain(), UnixTime::now()).is_ok();
+        let streamed = parts.bundle.clone().filter(|bundle| parts.streaming && vouches(bundle));
+        let bundle = streamed.unwrap_or(bundle);
         let material = Material::new(certificate.clone(), bundle.clone())?;
-        *parts = Parts { certificate: Some(certificate), bundle: Some(bundle) };
+        parts.certificate = Some(certificate);
+        parts.bundle = Some(bundle);
         self.0.refreshes.fetch_add(1, Ordering::Relaxed);
         self.publish(material);
         Ok(())
     }
 
-    /// Puts new roots in force. Asks for a new certificate where they do not vouch for ours.
+    /// Puts roots in force that a stream brought. Asks for a new certificate where they do not vouch for ours.
     ///
     /// # Errors
     /// Where the roots cannot be used; what was in force stays.
     pub fn set_trust_bundle(&self, bundle: TrustBundle) -> Result<(), TlsError> {
         let mut parts = self.0.parts.lock();
         if parts.bundle.as_ref() == Some(&bundle) {
+            parts.streaming = true;
             return Ok(());
         }
         if let Some(certificate) = parts.certificate.clone() {
@@ -119,7 +128,13 @@ impl Identity {
             }
         }
         parts.bundle = Some(bundle);
+        parts.streaming = true;
         Ok(())
+    }
+
+    /// The stream has ended: its roots stay, but the next certificate's are newer.
+    pub fn stream_ended(&self) {
+        self.0.parts.lock().streaming = false;
     }
 
     /// The roots in force.
