@@ -12,14 +12,12 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use remora_core::{
     admin::{self, Admin},
-    drain::{self, Drain, Drained},
-    names, settings,
+    drain, names, settings,
     spiffe::SpiffeId,
     telemetry::LogHandle,
 };
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
 
@@ -138,22 +136,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 /// As [`run`].
 pub async fn until_signal(args: Args, log: LogHandle) -> anyhow::Result<()> {
-    let (drain, watch) = Drain::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut running = std::pin::pin!(run(args, Some(log), watch));
-    tokio::select! {
-        result = &mut running => return result,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("draining");
-    let (drained, result) =
-        tokio::join!(drain.drain(GRACE), tokio::time::timeout(GRACE, &mut running));
-    if let Drained::Aborted(left) = drained {
-        tracing::warn!(left, "drain deadline passed");
-    }
-    result.unwrap_or(Ok(()))
+    drain::until_signal(GRACE, |watch| run(args, Some(log), watch)).await
 }
 
 /// Runs until draining begins.

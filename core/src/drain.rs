@@ -5,6 +5,7 @@
 
 use std::{
     future::Future,
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFuture},
     task::TaskTracker,
@@ -95,6 +99,32 @@ impl Drain {
         _ = timeout_at(deadline, silence).await;
         self.drain(deadline.saturating_duration_since(Instant::now())).await
     }
+}
+
+/// Runs a program until it ends by itself, or until SIGTERM or SIGINT and then the end of the drain,
+/// which takes `grace` at most.
+///
+/// # Errors
+/// The program's, or the system's where signals cannot be listened to.
+pub async fn until_signal<E: From<io::Error>, F: Future<Output = Result<(), E>>>(
+    grace: Duration,
+    program: impl FnOnce(Watch) -> F,
+) -> Result<(), E> {
+    let (drain, watch) = Drain::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut running = std::pin::pin!(program(watch));
+    tokio::select! {
+        result = &mut running => return result,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining");
+    let (drained, result) = tokio::join!(drain.drain(grace), timeout(grace, &mut running));
+    if let Drained::Aborted(left) = drained {
+        tracing::warn!(left, "drain deadline passed");
+    }
+    result.unwrap_or(Ok(()))
 }
 
 impl Watch {

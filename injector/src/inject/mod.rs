@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, jsonptr::PointerBuf};
 use k8s_openapi::api::core::v1::{Capabilities, Pod, SeccompProfile, SecurityContext};
+pub use remora_core::names::PROXY_CONTAINER;
 use remora_core::names::{annotations, env, ports};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -16,8 +17,6 @@ use crate::decide::{Form, Plan, ProxiedProbe, Scope, Settings};
 
 /// Name of the init container that writes the interception rules.
 pub const INIT_CONTAINER: &str = "remora-init";
-/// Name of the proxy's container.
-pub const PROXY_CONTAINER: &str = "remora-proxy";
 
 /// The image holds all programs of the mesh.
 const PROGRAM: &str = "/remora-proxy";

@@ -11,15 +11,11 @@ use anyhow::{Context as _, anyhow, bail};
 use kube::Client;
 use remora_core::{
     admin::{self, Admin},
-    drain::{self, Drain, Drained},
+    drain::{self, Drain},
     names::INJECTOR_SERVICE_ACCOUNT,
     telemetry::LogHandle,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{
     args::Args,
@@ -44,22 +40,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// # Errors
 /// As [`run`].
 pub async fn until_signal(args: Args, log: LogHandle) -> anyhow::Result<()> {
-    let (drain, watch) = Drain::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut running = std::pin::pin!(run(args, Some(log), watch));
-    tokio::select! {
-        result = &mut running => return result,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("draining");
-    let (drained, result) =
-        tokio::join!(drain.drain(GRACE), tokio::time::timeout(GRACE, &mut running));
-    if let Drained::Aborted(left) = drained {
-        tracing::warn!(left, "drain deadline passed");
-    }
-    result.unwrap_or(Ok(()))
+    drain::until_signal(GRACE, |watch| run(args, Some(log), watch)).await
 }
 
 /// Runs until draining begins.
