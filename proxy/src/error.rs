@@ -8,7 +8,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use http::StatusCode;
 
 pub use crate::balance::retry::Sent;
-use crate::tls::TlsError;
+use crate::{http::h1::request::Refusal, tls::TlsError};
 
 /// Who is at the root of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,12 @@ pub enum Error {
     /// The response's head took too long.
     #[error("no response head within {0:?} (timeout.remora.io/response)")]
     ResponseTimeout(Duration),
+    /// A body paused for too long, and the client is to blame.
+    #[error("the client sent or took nothing of a body for {0:?} (timeout.remora.io/idle)")]
+    ClientIdle(Duration),
+    /// A body paused for too long, and the upstream is to blame.
+    #[error("the upstream sent or took nothing of a body for {0:?} (timeout.remora.io/idle)")]
+    UpstreamIdle(Duration),
     /// The upstream connection broke after the request was sent.
     #[error("{addr} broke the connection before it answered: {detail}")]
     UpstreamReset {
@@ -113,9 +119,20 @@ pub enum Error {
     /// Policy refuses the caller.
     #[error("denied: {0}")]
     Denied(String),
+    /// The upstream answered with something that cannot be forwarded.
+    #[error("{addr}: its response {problem}")]
+    BadResponse {
+        /// Who was called.
+        addr: SocketAddr,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The client's request cannot be forwarded.
     #[error("bad request: {0}")]
     BadRequest(&'static str),
+    /// The head of the client's request is not one that is forwarded.
+    #[error(transparent)]
+    Refused(Refusal),
     /// Nothing serves this destination.
     #[error("no route: {0}")]
     NoRoute(String),
@@ -126,7 +143,9 @@ impl Error {
     #[must_use]
     pub fn side(&self) -> Side {
         match self {
-            Self::Loop(_) | Self::BadRequest(_) => Side::Downstream,
+            Self::Loop(_) | Self::BadRequest(_) | Self::Refused(_) | Self::ClientIdle(_) => {
+                Side::Downstream
+            }
             Self::Denied(_) | Self::Overloaded(_) | Self::NoCertificate { .. } => Side::Proxy,
             Self::DiscoveryTimeout { .. } | Self::NoRoute(_) => Side::Proxy,
             _ => Side::Upstream,
@@ -139,6 +158,8 @@ impl Error {
         match self {
             Self::UpstreamReset { sent, .. } => *sent,
             Self::RequestTimeout(_) | Self::ResponseTimeout(_) => Sent::Maybe,
+            Self::ClientIdle(_) | Self::UpstreamIdle(_) => Sent::Maybe,
+            Self::BadResponse { .. } => Sent::Yes,
             _ => Sent::No,
         }
     }
@@ -157,10 +178,15 @@ impl Error {
             Self::ConnectTimeout { .. }
             | Self::RequestTimeout(_)
             | Self::ResponseTimeout(_)
+            | Self::UpstreamIdle(_)
             | Self::DiscoveryTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
-            Self::Tls { .. } | Self::UpstreamReset { .. } => StatusCode::BAD_GATEWAY,
+            Self::ClientIdle(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Tls { .. } | Self::UpstreamReset { .. } | Self::BadResponse { .. } => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Refused(refusal) => refusal.status(),
             Self::NoRoute(_) => StatusCode::NOT_FOUND,
         }
     }
@@ -169,7 +195,7 @@ impl Error {
     #[must_use]
     pub fn grpc_status(&self) -> u32 {
         match self.status() {
-            StatusCode::GATEWAY_TIMEOUT => 4,
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => 4,
             StatusCode::FORBIDDEN => 7,
             StatusCode::NOT_FOUND => 12,
             StatusCode::BAD_REQUEST => 13,
@@ -200,14 +226,15 @@ impl Error {
                 Reason::IdentityMismatch
             }
             Self::Tls { .. } | Self::NoCertificate { .. } => Reason::TlsFailed,
-            Self::RequestTimeout(_) => Reason::RequestTimeout,
-            Self::ResponseTimeout(_) => Reason::ResponseTimeout,
-            Self::UpstreamReset { .. } => Reason::UpstreamReset,
+            Self::RequestTimeout(_) | Self::ClientIdle(_) => Reason::RequestTimeout,
+            Self::ResponseTimeout(_) | Self::UpstreamIdle(_) => Reason::ResponseTimeout,
+            Self::UpstreamReset { .. } | Self::BadResponse { .. } => Reason::UpstreamReset,
             Self::NotDelivered { .. } => Reason::ConnectFailed,
             Self::DiscoveryTimeout { .. } => Reason::DiscoveryTimeout,
             Self::Overloaded(_) => Reason::Overloaded,
             Self::Denied(_) => Reason::Denied,
             Self::BadRequest(_) => Reason::BadRequest,
+            Self::Refused(refusal) => refusal.reason(),
             Self::NoRoute(_) => Reason::NoRoute,
         }
     }

@@ -146,6 +146,15 @@ impl Wire {
         Ok(all)
     }
 
+    /// Whether nothing comes for a moment. Only for what must never come: a test that waits for
+    /// something waits for that.
+    pub async fn is_silent(&mut self) -> bool {
+        self.seen.is_empty()
+            && tokio::time::timeout(Duration::from_millis(50), self.stream.read_buf(&mut self.seen))
+                .await
+                .is_err()
+    }
+
     /// Ends this direction.
     ///
     /// # Panics

@@ -1,20 +1,21 @@
 //! Answers that the proxy makes itself: the one place where errors become responses.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, header};
 use remora_core::names::headers::PROXY_ERROR;
 
-use super::body::{OnEnd, ResponseBody};
+use super::fields::Fields;
 use crate::error::Error;
 
 /// The response for an error; in gRPC's form (status in a trailers-only head) where the request
 /// was gRPC.
-pub fn error<G: OnEnd>(error: &Error, grpc: bool) -> Response<ResponseBody<G>> {
+#[must_use]
+pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
     let reason = HeaderValue::from_static(error.reason().as_str());
     let text = if grpc { Bytes::new() } else { Bytes::from(format!("{error}\n")) };
-    let mut response = Response::new(ResponseBody::made(text));
+    let mut response = Response::new(text);
     let headers = response.headers_mut();
-    headers.insert(PROXY_ERROR, reason);
+    headers.insert(HeaderName::from_static(PROXY_ERROR), reason);
     if grpc {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(error.grpc_status()));
@@ -27,15 +28,12 @@ pub fn error<G: OnEnd>(error: &Error, grpc: bool) -> Response<ResponseBody<G>> {
     if let Some(seconds) = error.retry_after() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if error.status() == StatusCode::BAD_REQUEST {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
     *response.status_mut() = error.status();
     response
 }
 
 /// Percent-encodes as gRPC's `Status-Message` wants it.
-fn grpc_message(text: &str) -> String {
+pub(super) fn grpc_message(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for b in text.bytes() {
         if (b' '..=b'~').contains(&b) && b != b'%' {
@@ -49,10 +47,8 @@ fn grpc_message(text: &str) -> String {
 
 /// Whether a request is gRPC.
 #[must_use]
-pub fn is_grpc(headers: &http::HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+pub fn is_grpc(fields: &impl Fields) -> bool {
+    fields.get(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
 #[cfg(test)]
@@ -62,7 +58,7 @@ mod tests {
     #[test]
     fn grpc_callers_get_a_grpc_status() {
         let e = Error::NoEndpoints { service: "a/b:1".into() };
-        let response = super::error::<()>(&e, true);
+        let response = super::error(&e, true);
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()[PROXY_ERROR], "no-endpoints");
@@ -72,7 +68,7 @@ mod tests {
     #[test]
     fn http_callers_get_status_reason_and_when_to_come_back() {
         let e = Error::NoEndpoints { service: "a/b:1".into() };
-        let response = super::error::<()>(&e, false);
+        let response = super::error(&e, false);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
     }

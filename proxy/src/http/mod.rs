@@ -1,17 +1,16 @@
-//! HTTP pieces that both directions share: head hygiene, bodies, upstream connections, servers.
+//! HTTP as both directions need it: [`h1`] is our own, [`h2`] is hyper's.
 
 pub mod answer;
-pub mod body;
-pub mod headers;
-pub mod pool;
-pub mod replay;
-pub mod server;
-pub mod upgrade;
+pub mod fields;
+pub mod h1;
+pub mod h2;
 
-/// Largest request or response head, in bytes, on both codecs.
+/// Largest request or response head, in bytes, on both codecs; requests' by default.
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields in one head.
 pub const MAX_HEADERS: usize = 256;
+/// Bytes of one request's body that are kept for a repetition.
+pub const MAX_KEPT: usize = 64 * 1024;
 
 /// Version that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,6 +4,8 @@
 //! → policy → [`http`] or bytes → the application, on the very address that was dialled.
 
 mod authorize;
+mod h1;
+mod h2;
 pub mod http;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -20,7 +22,7 @@ use crate::{
     decisions::Decisions,
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
-    http::{Version, pool::Pool},
+    http::{MAX_HEAD, Version, h1 as http1, h2 as http2},
     metrics::{Direction, Metrics, Tls},
     net::{
         connect::{Connector, Reset},
@@ -49,7 +51,10 @@ pub struct Inbound {
     discovery: Discovery,
     identity: Identity,
     connector: Connector,
-    pool: Pool<SocketAddr>,
+    /// HTTP/1 connections to the application that wait for their next request.
+    idle: http1::pool::Pool<SocketAddr, TcpStream>,
+    /// HTTP/2 connections to it, shared by all streams.
+    shared: http2::pool::Pool<SocketAddr>,
     metrics: Arc<Metrics>,
     decisions: Arc<Decisions>,
     drain: drain::Watch,
@@ -84,7 +89,8 @@ impl Inbound {
             discovery: shared.discovery.clone(),
             identity: shared.identity.clone(),
             connector: shared.connector,
-            pool: Pool::new(POOL_IDLE),
+            idle: http1::pool::Pool::new(POOL_IDLE),
+            shared: http2::pool::Pool::default(),
             metrics: Arc::clone(&shared.metrics),
             drain: shared.drain.clone(),
             decisions: Arc::clone(&shared.decisions),
@@ -94,7 +100,8 @@ impl Inbound {
 
     /// Closes pooled connections that were idle too long; called now and then.
     pub fn sweep(&self, now: tokio::time::Instant) {
-        self.pool.sweep(now);
+        self.idle.sweep(now);
+        self.shared.sweep();
     }
 
     /// Takes one accepted connection to its end.
@@ -158,8 +165,8 @@ impl Inbound {
         let arrival =
             Arrival { app, port, caller: Caller::Mesh(Arc::new(caller)), tls: Tls::Mutual };
         match alpn {
-            Alpn::H1 => self.http(client, Version::H1, arrival).await,
-            Alpn::H2 => self.http(client, Version::H2, arrival).await,
+            Alpn::H1 => self.http(client, BytesMut::new(), Version::H1, arrival).await,
+            Alpn::H2 => self.http(client, BytesMut::new(), Version::H2, arrival).await,
             Alpn::Tcp => self.carry(client, arrival, policy).await,
         }
     }
@@ -184,35 +191,37 @@ impl Inbound {
         };
         match found {
             Detected::Silent => self.first_word(client, arrival, policy).await,
-            Detected::Http1 => {
-                self.http(Prefixed::new(seen.freeze(), client), Version::H1, arrival).await;
-            }
-            Detected::Http2 => {
-                self.http(Prefixed::new(seen.freeze(), client), Version::H2, arrival).await;
-            }
+            Detected::Http1 => self.http(client, seen, Version::H1, arrival).await,
+            Detected::Http2 => self.http(client, seen, Version::H2, arrival).await,
             Detected::Opaque | Detected::Tls(_) => {
                 self.carry(Prefixed::new(seen.freeze(), client), arrival, policy).await;
             }
         }
     }
 
-    async fn http<IO>(self: Arc<Self>, io: IO, version: Version, arrival: Arrival)
+    async fn http<IO>(self: Arc<Self>, io: IO, seen: BytesMut, version: Version, arrival: Arrival)
     where
-        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        IO: AsyncRead + AsyncWrite + Reset + Send + Unpin + 'static,
     {
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-        let (drain, metrics) = (self.drain.clone(), Arc::clone(&self.metrics));
-        // A proxy of ours never ends one direction only: it gave up.
-        let half_close = arrival.tls != Tls::Mutual;
-        let requests = Arc::new(http::Requests::new(self, arrival, version));
-        let handler = |request| http::handle(Arc::clone(&requests), request);
-        if let Err(error) =
-            crate::http::server::serve(io, version, half_close, handler, &drain).await
-        {
-            if let Some(reason) = crate::http::server::refused(&error) {
-                metrics.error(Direction::Inbound, reason);
+        let drain = self.drain.clone();
+        let mesh = arrival.tls == Tls::Mutual;
+        let requests = http::Requests::new(self, arrival);
+        match version {
+            Version::H1 => {
+                let client = http1::wire::Wire::new(io, seen.into());
+                let client = if mesh { client.without_half_close() } else { client };
+                http1::server::serve(client, &requests, MAX_HEAD, &drain).await;
             }
-            tracing::debug!(%error, "caller's connection ended");
+            Version::H2 => {
+                let requests = Arc::new(requests);
+                // Boxed: hyper moves it about.
+                let handler = |request| Box::pin(h2::handle(Arc::clone(&requests), request));
+                let io = Prefixed::new(seen.freeze(), io);
+                if let Err(error) = http2::server::serve(io, handler, &drain).await {
+                    tracing::debug!(%error, "caller's connection ended");
+                }
+            }
         }
     }
 
@@ -272,11 +281,11 @@ impl Inbound {
             let client = Prefixed::new(question.freeze(), client);
             return self.mutual(client, arrival.app, arrival.port, policy).await;
         }
-        let mut client = Prefixed::new(question.freeze(), client);
         match found {
-            Detected::Http1 => self.http(client, Version::H1, arrival).await,
-            Detected::Http2 => self.http(client, Version::H2, arrival).await,
+            Detected::Http1 => self.http(client, question, Version::H1, arrival).await,
+            Detected::Http2 => self.http(client, question, Version::H2, arrival).await,
             _ => {
+                let mut client = Prefixed::new(question.freeze(), client);
                 let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
                 self.relay(&mut client, &mut app).await;
             }

@@ -2,11 +2,10 @@
 //! connection holds no buffer.
 //!
 //! Each direction reads into a scratch buffer of the worker and writes from it at once. Only what
-//! the other side does not take is kept, at most [`CHUNK`] bytes a direction; nothing more is read
+//! the other side does not take is kept, at most [`scratch::SIZE`] bytes a direction; nothing more is read
 //! until that is gone, so a slow reader slows the writer.
 
 use std::{
-    cell::RefCell,
     future::poll_fn,
     io,
     pin::Pin,
@@ -15,14 +14,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connect::Reset;
-
-/// Bytes read at once. Four TLS records: larger gains nothing measurable, smaller costs writes.
-const CHUNK: usize = 64 * 1024;
-
-thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
-}
+use super::{connect::Reset, scratch};
 
 /// Bytes carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -140,7 +132,7 @@ impl Direction {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        SCRATCH.with_borrow_mut(|scratch| {
+        scratch::with(|scratch| {
             let mut buf = ReadBuf::new(scratch);
             ready!(Pin::new(from).poll_read(cx, &mut buf))?;
             let mut chunk = buf.filled();
@@ -231,7 +223,7 @@ mod tests {
         {
             accepted += n.unwrap();
         }
-        assert!(accepted <= CHUNK + 2 * 1024 + CHUNK, "{accepted}");
+        assert!(accepted <= 2 * (scratch::SIZE + 1024), "{accepted}");
         let drain = tokio::spawn(async move {
             let mut total = Vec::new();
             server.read_to_end(&mut total).await.unwrap();

@@ -6,3 +6,4 @@ pub mod copy;
 pub mod detect;
 pub mod listener;
 pub mod prefixed;
+pub mod scratch;

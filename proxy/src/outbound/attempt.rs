@@ -1,83 +1,193 @@
 //! The attempt loop: pick one endpoint from one snapshot, send, classify, done or once more.
+//!
+//! How a request is sent is the codec's business ([`Call`]: [`super::h1`], [`super::h2`]); everything
+//! that is decided about it is decided here.
 
 use std::{
+    future::Future,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
-use hyper::body::{Body as _, Incoming};
-use remora_core::names::headers::{ATTEMPT, PROXY_ERROR};
-use tokio::time::{Instant, timeout};
+use http::{Method, StatusCode};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Outbound, Snapshot, Upstream, dial::Key, done::Done};
+use super::{Outbound, Snapshot, Upstream, verdict};
 use crate::{
     balance::{
         pick::{NoEndpoint, Tried, pick},
-        retry::{self, Answer, Sent, StopReason, Verdict},
-        stats::{FailureKind, InFlight, Outcome},
+        retry::{self, Answer as Seen, Sent, StopReason, Verdict},
+        stats::{InFlight, Outcome},
     },
     decisions::Failed,
     discovery::Endpoint,
     error::{Error, Reason},
-    http::{
-        Version,
-        answer::is_grpc,
-        body::{RequestBody, ResponseBody},
-        headers::strip_ours,
-        pool::{Connection, SendError},
-        replay::Replay,
-    },
+    http::fields::Fields,
     metrics::Direction,
-    tls::Alpn,
 };
+
+/// A request that can be sent, more than once if need be.
+pub(super) trait Call: Send {
+    /// A response whose head is there and whose body may still be on its way.
+    type Answer: Answer;
+
+    /// Sends it over one connection to one endpoint.
+    ///
+    /// # Errors
+    /// [`NoAnswer`]; the endpoint is told of by the caller.
+    fn send(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        bounds: Bounds,
+    ) -> impl Future<Output = Result<Self::Answer, NoAnswer>> + Send;
+
+    /// Whether its body can be sent from its first byte again.
+    fn is_replayable(&self) -> bool;
+
+    /// Closes the books on a response that the client does not get to see.
+    fn give_up(&mut self, endpoint: &Arc<Endpoint>, answer: Self::Answer);
+}
+
+/// What the loop looks at in a response.
+pub(super) trait Answer: Send {
+    fn status(&self) -> StatusCode;
+    fn fields(&self) -> &impl Fields;
+    /// When the connection stood and the request left: the endpoint's speed is judged without the
+    /// dial, which happens once.
+    fn sent_at(&self) -> Instant;
+}
+
+/// No response.
+#[derive(Debug)]
+pub(super) enum NoAnswer {
+    /// For a reason that the client is told, if no other attempt does better.
+    Error(Error),
+    /// The client's own time ran out; the endpoint may have been quick enough for others.
+    Impatient(Error),
+    /// The client's request is broken. Nobody else is to blame, and nobody else is asked.
+    BadRequest(Error),
+    /// The client is gone.
+    ClientGone,
+}
+
+impl NoAnswer {
+    /// What the client is told; nothing where there is no client.
+    pub(super) fn into_error(self) -> Option<Error> {
+        match self {
+            Self::Error(error) | Self::Impatient(error) | Self::BadRequest(error) => Some(error),
+            Self::ClientGone => None,
+        }
+    }
+}
+
+impl From<Error> for NoAnswer {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Bounds of one send, and which one it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Sends before this one.
+    pub(super) earlier: u32,
+    /// Establishing a connection.
+    pub(super) connect: Duration,
+    /// When the response's head must be there; the per-try time-out.
+    pub(super) attempt: Option<(Instant, Duration)>,
+    /// From the end of the request to the response's head.
+    pub(super) response: Option<Duration>,
+    /// Longest pause in a body.
+    pub(super) idle: Option<Duration>,
+    /// When the whole response must be there.
+    pub(super) deadline: Option<Deadline>,
+}
+
+impl Bounds {
+    /// How long establishing a connection may take from now on.
+    pub(super) fn connect_within(&self, now: Instant) -> Duration {
+        let until = [self.attempt.map(|(at, _)| at), self.deadline.map(|deadline| deadline.at)];
+        let left = until.into_iter().flatten().map(|at| at.saturating_duration_since(now));
+        left.min().map_or(self.connect, |left| left.min(self.connect))
+    }
+
+    /// What a failed dial is to the request: where its own time is over, that.
+    pub(super) fn dial_failed(&self, now: Instant, error: Error) -> NoAnswer {
+        match self.deadline {
+            Some(deadline) if deadline.at <= now => deadline.passed(),
+            _ => error.into(),
+        }
+    }
+}
+
+/// The end of a request's time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline {
+    pub(super) at: Instant,
+    /// How long it was.
+    pub(super) bound: Duration,
+    /// The client said so, and not the Service's owner.
+    pub(super) by_client: bool,
+}
+
+impl Deadline {
+    /// What the client is told when it has passed.
+    pub(super) fn passed(self) -> NoAnswer {
+        let error = Error::RequestTimeout(self.bound);
+        if self.by_client { NoAnswer::Impatient(error) } else { NoAnswer::Error(error) }
+    }
+}
+
+/// What the decisions need to know of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+    pub(super) grpc: bool,
+}
 
 /// One request and all attempts at it.
 pub(super) struct Exchange<'a> {
-    outbound: &'a Arc<Outbound>,
-    upstream: &'a Arc<Upstream>,
-    snapshot: Snapshot,
-    version: Version,
-    started: Instant,
+    pub(super) outbound: &'a Arc<Outbound>,
+    pub(super) upstream: &'a Arc<Upstream>,
+    pub(super) snapshot: Snapshot,
+    pub(super) started: Instant,
+    pub(super) deadline: Option<Deadline>,
 }
 
-/// A response, and what is needed to close the books on it.
-struct Answered {
-    response: Response<Incoming>,
-    connection: Connection,
-    guard: InFlight<Endpoint>,
-    sent_at: Instant,
+/// A response to give, and what is needed to close the books on it.
+pub(super) struct Taken<A> {
+    pub(super) answer: A,
+    pub(super) guard: InFlight<Endpoint>,
 }
 
-/// An attempt without a usable response.
 struct Unanswered {
-    error: Error,
+    why: NoAnswer,
     endpoint: Option<Arc<Endpoint>>,
 }
 
 impl<'a> Exchange<'a> {
+    /// `patience` is the client's own bound on the whole request.
     pub(super) fn new(
         outbound: &'a Arc<Outbound>,
         upstream: &'a Arc<Upstream>,
-        version: Version,
         started: Instant,
+        patience: Option<Duration>,
     ) -> Self {
-        Self { outbound, upstream, snapshot: upstream.snapshot(), version, started }
-    }
-
-    /// When the whole request must be over.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.snapshot.policy.timeouts.request.map(|bound| self.started + bound)
+        let snapshot = upstream.snapshot();
+        let owner = snapshot.policy.timeouts.request.map(|bound| (bound, false));
+        let bound = [owner, patience.map(|bound| (bound, true))].into_iter().flatten().min();
+        let deadline =
+            bound.map(|(bound, by_client)| Deadline { at: started + bound, bound, by_client });
+        Self { outbound, upstream, snapshot, started, deadline }
     }
 
     /// Sends until there is a response to give, or no permission to try once more.
-    pub(super) async fn run(
-        self,
-        request: Request<Incoming>,
-    ) -> Result<Response<ResponseBody<Done>>, Error> {
-        let (parts, body) = request.into_parts();
-        let body = (!body.is_end_stream()).then(|| Replay::new(body));
-        let grpc = is_grpc(&parts.headers);
+    pub(super) async fn run<C: Call>(
+        &self,
+        call: &mut C,
+        facts: Facts<'_>,
+    ) -> Result<Taken<C::Answer>, NoAnswer> {
         let traffic = self.upstream.traffic();
         traffic.requests.fetch_add(1, Ordering::Relaxed);
         if self.snapshot.policy.retry.is_some() {
@@ -86,19 +196,16 @@ impl<'a> Exchange<'a> {
         let (mut retries, mut resends) = (0, 0);
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         loop {
-            let result = self.attempt(&parts, body.as_ref(), retries + resends, &tried).await;
-            let verdict = self.judge(&result, &parts, body.as_ref(), grpc, (retries, resends));
+            let result = self.attempt(call, retries + resends, &tried).await;
+            let verdict = self.judge(&result, call.is_replayable(), facts, (retries, resends));
             let (backoff, sent) = match verdict {
-                Verdict::Retry { backoff } => (backoff, result.sent()),
+                Verdict::Retry { backoff } => (backoff, sent(&result)),
                 Verdict::Stop(why) => {
                     self.count_stop(why, retries);
-                    return match result {
-                        Ok(answered) => Ok(self.finish(answered, grpc)),
-                        Err(failed) => {
-                            self.record(&parts, &failed.error, &tried);
-                            Err(failed.error)
-                        }
-                    };
+                    return result.map_err(|failed| {
+                        self.record(facts, &failed.why, &tried);
+                        failed.why
+                    });
                 }
             };
             if sent == Sent::No {
@@ -108,53 +215,75 @@ impl<'a> Exchange<'a> {
             }
             traffic.retries.fetch_add(1, Ordering::Relaxed);
             match result {
-                Ok(answered) => {
-                    tried.push(Arc::clone(answered.guard.endpoint()));
-                    self.give_up_on(answered, grpc);
+                Ok(taken) => {
+                    let Taken { answer, guard } = taken;
+                    let endpoint = Arc::clone(guard.endpoint());
+                    let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
+                    self.report(&mut { guard }, answer.sent_at(), outcome);
+                    call.give_up(&endpoint, answer);
+                    tried.push(endpoint);
                 }
-                Err(failed) => {
-                    tracing::debug!(error = %failed.error, "trying again");
-                    tried.extend(failed.endpoint);
-                }
+                Err(failed) => tried.extend(failed.endpoint),
             }
-            if !backoff.is_zero() {
-                tokio::time::sleep(backoff).await;
+            if let Err(why) = self.pause(backoff).await {
+                self.record(facts, &why, &tried);
+                return Err(why);
+            }
+        }
+    }
+
+    /// Waits before the next attempt, as long as there is time for one.
+    async fn pause(&self, backoff: Duration) -> Result<(), NoAnswer> {
+        if backoff.is_zero() {
+            return Ok(());
+        }
+        let until = Instant::now() + backoff;
+        match self.deadline {
+            Some(deadline) if deadline.at <= until => {
+                sleep_until(deadline.at).await;
+                Err(deadline.passed())
+            }
+            _ => {
+                sleep_until(until).await;
+                Ok(())
             }
         }
     }
 
     /// One endpoint, one connection, one send.
-    async fn attempt(
+    async fn attempt<C: Call>(
         &self,
-        parts: &request::Parts,
-        body: Option<&Replay>,
+        call: &mut C,
         earlier: u32,
         tried: &[Arc<Endpoint>],
-    ) -> Result<Answered, Unanswered> {
-        let guard = self.pick(tried).map_err(|error| Unanswered { error, endpoint: None })?;
+    ) -> Result<Taken<C::Answer>, Unanswered> {
+        let mut guard =
+            self.pick(tried).map_err(|error| Unanswered { why: error.into(), endpoint: None })?;
         let endpoint = Arc::clone(guard.endpoint());
-        let request = match make(parts, body, earlier) {
-            Some(request) => request,
-            None => {
-                return Err(Unanswered {
-                    error: Error::Overloaded("request body is too long to repeat"),
-                    endpoint: None,
-                });
-            }
-        };
-        let sent_at = Instant::now();
-        match self.send(&endpoint, request).await {
-            Ok((response, connection, sent_at)) => {
-                Ok(Answered { response, connection, guard, sent_at })
-            }
-            Err(error) => {
-                let kind = match error.status() {
-                    StatusCode::GATEWAY_TIMEOUT => FailureKind::TimedOut,
-                    _ => FailureKind::Transport,
+        let begun = Instant::now();
+        match call.send(&endpoint, self.bounds(earlier, begun)).await {
+            Ok(answer) => Ok(Taken { answer, guard }),
+            Err(why) => {
+                let outcome = match &why {
+                    NoAnswer::Error(error) => verdict::failure(error),
+                    _ => Outcome::Cancelled,
                 };
-                self.report(guard, sent_at, Outcome::Failure(kind));
-                Err(Unanswered { error, endpoint: Some(endpoint) })
+                self.report(&mut guard, begun, outcome);
+                Err(Unanswered { why, endpoint: Some(endpoint) })
             }
+        }
+    }
+
+    fn bounds(&self, earlier: u32, now: Instant) -> Bounds {
+        let policy = &self.snapshot.policy;
+        let per_try = policy.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        Bounds {
+            earlier,
+            connect: policy.timeouts.connect,
+            attempt: per_try.map(|bound| (now + bound, bound)),
+            response: policy.timeouts.response,
+            idle: policy.timeouts.idle,
+            deadline: self.deadline,
         }
     }
 
@@ -177,84 +306,53 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    async fn send(
+    fn judge<A: Answer>(
         &self,
-        endpoint: &Arc<Endpoint>,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Connection, Instant), Error> {
-        let timeouts = &self.snapshot.policy.timeouts;
-        let alpn = match self.version {
-            Version::H1 => Alpn::H1,
-            Version::H2 => Alpn::H2,
-        };
-        let key = Key(Arc::clone(endpoint));
-        let pool = &self.outbound.pool;
-        let mut connection = match pool.get(&key, self.version) {
-            Some(connection) => connection,
-            None => {
-                let dial = || self.outbound.dial(endpoint, alpn, timeouts.connect);
-                pool.open(&key, self.version, dial).await?
-            }
-        };
-        // The endpoint's speed is judged without the dial, which happens once.
-        let sent_at = Instant::now();
-        let sending = connection.send(request);
-        let result = match self.head_bound() {
-            None => sending.await,
-            Some(bound) => {
-                timeout(bound, sending).await.map_err(|_| Error::ResponseTimeout(bound))?
-            }
-        };
-        match result {
-            Ok(response) => {
-                not_delivered(endpoint, &response).map_or(Ok((response, connection, sent_at)), Err)
-            }
-            Err(failed) => Err(broken(endpoint, failed)),
-        }
-    }
-
-    /// How long one attempt may wait for a response head.
-    fn head_bound(&self) -> Option<Duration> {
-        let per_try = self.snapshot.policy.retry.as_ref().and_then(|retry| retry.per_try_timeout);
-        [self.snapshot.policy.timeouts.response, per_try].into_iter().flatten().min()
-    }
-
-    fn judge(
-        &self,
-        result: &Result<Answered, Unanswered>,
-        parts: &request::Parts,
-        body: Option<&Replay>,
-        grpc: bool,
+        result: &Result<Taken<A>, Unanswered>,
+        replayable: bool,
+        facts: Facts<'_>,
         (retries, resends): (u32, u32),
     ) -> Verdict {
         let policy = self.snapshot.policy.retry.as_ref();
         let (sent, answer) = match result {
             Ok(_) if policy.is_none() => return Verdict::Stop(StopReason::NotRetryable),
-            Ok(answered) => (Sent::Yes, seen_by_client(&answered.response, grpc)),
-            // Nothing to send it to.
-            Err(failed) if failed.endpoint.is_none() => {
-                return Verdict::Stop(StopReason::NotRetryable);
+            Ok(taken) => (Sent::Yes, verdict::seen_by_client(&taken.answer, facts.grpc)),
+            Err(Unanswered { why: NoAnswer::Error(error), endpoint: Some(_) }) => {
+                let answer = if facts.grpc {
+                    Seen::Grpc(error.grpc_status())
+                } else {
+                    Seen::Http(error.status())
+                };
+                (error.sent(), answer)
             }
-            Err(failed) if grpc => (failed.error.sent(), Answer::Grpc(failed.error.grpc_status())),
-            Err(failed) => (failed.error.sent(), Answer::Http(failed.error.status())),
+            // Nobody to send it to, or nobody to send it for.
+            Err(_) => return Verdict::Stop(StopReason::NotRetryable),
         };
         let endpoints = self.snapshot.endpoints.len();
         let attempt = retry::Attempt { sent, answer, retries, resends, endpoints };
-        let replayable = body.is_none_or(Replay::is_replayable);
         let now = Instant::now().into_std();
         let budget = policy.map(|_| self.upstream.traffic().budget(&self.snapshot.policy));
         let mut rng = self.outbound.rng.lock();
         let budget = budget.as_deref();
-        retry::decide(policy, attempt, &parts.method, budget, replayable, now, &mut rng)
+        retry::decide(policy, attempt, facts.method, budget, replayable, now, &mut rng)
     }
 
-    fn record(&self, parts: &request::Parts, error: &Error, tried: &[Arc<Endpoint>]) {
+    fn record(&self, facts: Facts<'_>, why: &NoAnswer, tried: &[Arc<Endpoint>]) {
+        if let NoAnswer::Error(error) | NoAnswer::Impatient(error) | NoAnswer::BadRequest(error) =
+            why
+        {
+            self.record_error(facts, error, tried);
+        }
+    }
+
+    /// Keeps the failure for `/decisions`.
+    pub(super) fn record_error(&self, facts: Facts<'_>, error: &Error, tried: &[Arc<Endpoint>]) {
         let target = self.upstream.name();
         let failed = Failed {
             direction: Direction::Outbound,
             target: &target,
-            method: &parts.method,
-            uri: &parts.uri,
+            method: facts.method,
+            path: facts.path,
             elapsed: self.started.elapsed(),
         };
         let tried = tried.iter().map(|endpoint| endpoint.addr);
@@ -279,51 +377,13 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Hands the response on; its body's end closes the books.
-    fn finish(&self, answered: Answered, grpc: bool) -> Response<ResponseBody<Done>> {
-        let Answered { mut response, connection, mut guard, sent_at } = answered;
-        self.upstream.traffic().responded(response.status());
-        if guard.endpoint().identity.is_none() {
-            // Only a proxy of ours may say what our headers say.
-            strip_ours(response.headers_mut());
-        }
-        let rtt = sent_at.elapsed();
-        let decided = outcome(&response, grpc);
-        if let Some(outcome) = decided {
-            let now = Instant::now().into_std();
-            let policy = &self.snapshot.policy;
-            let ejection = guard.report(now, rtt, outcome, policy, &mut self.outbound.rng.lock());
-            self.upstream.ejected(guard.endpoint(), ejection);
-        }
-        if leaves_http(&response) {
-            let upstream_side = hyper::upgrade::on(&mut response);
-            response.extensions_mut().insert(upstream_side);
-        }
-        let done = Done {
-            outbound: Arc::clone(self.outbound),
-            upstream: Arc::clone(self.upstream),
-            policy: Arc::clone(&self.snapshot.policy),
-            connection: Some(connection),
-            guard,
-            started: self.started,
-            rtt,
-            undecided: decided.is_none(),
-        };
-        response.map(|body| ResponseBody::upstream(body, done))
-    }
-
-    /// Books a response that the client does not get to see.
-    fn give_up_on(&self, answered: Answered, grpc: bool) {
-        let outcome = outcome(&answered.response, grpc).unwrap_or(Outcome::Success);
-        let key = Key(Arc::clone(answered.guard.endpoint()));
-        self.report(answered.guard, answered.sent_at, outcome);
-        // Only a connection without an unread body is good for another request.
-        if answered.response.body().is_end_stream() {
-            self.outbound.pool.give_back(&key, answered.connection, Instant::now());
-        }
-    }
-
-    fn report(&self, mut guard: InFlight<Endpoint>, sent_at: Instant, outcome: Outcome) {
+    /// Says how an attempt went, as far as its endpoint is concerned; only the first report counts.
+    pub(super) fn report(
+        &self,
+        guard: &mut InFlight<Endpoint>,
+        sent_at: Instant,
+        outcome: Outcome,
+    ) {
         let now = Instant::now();
         let policy = &self.snapshot.policy;
         let rng = &mut self.outbound.rng.lock();
@@ -332,122 +392,10 @@ impl<'a> Exchange<'a> {
     }
 }
 
-trait HasSent {
-    fn sent(&self) -> Sent;
-}
-
-impl HasSent for Result<Answered, Unanswered> {
-    fn sent(&self) -> Sent {
-        match self {
-            Ok(_) => Sent::Yes,
-            Err(failed) => failed.error.sent(),
-        }
+fn sent<A>(result: &Result<A, Unanswered>) -> Sent {
+    match result {
+        Ok(_) => Sent::Yes,
+        Err(Unanswered { why: NoAnswer::Error(error), .. }) => error.sent(),
+        Err(_) => Sent::Maybe,
     }
-}
-
-/// The request for one attempt; `None` where its body is gone.
-fn make(
-    parts: &request::Parts,
-    body: Option<&Replay>,
-    earlier: u32,
-) -> Option<Request<RequestBody>> {
-    let body = match body {
-        None => RequestBody::Empty,
-        Some(replay) => RequestBody::Attempt(replay.attempt()?),
-    };
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = parts.uri.clone();
-    *request.version_mut() = upstream_version(parts);
-    *request.headers_mut() = parts.headers.clone();
-    // HTTP/1 field names as the client wrote them: hyper keeps their case here.
-    request.extensions_mut().clone_from(&parts.extensions);
-    if earlier > 0 {
-        request.headers_mut().insert(ATTEMPT, HeaderValue::from(earlier + 1));
-    }
-    Some(request)
-}
-
-/// A proxy speaks its own version (RFC 9110 §6.2), except that HTTP/1.1 needs a Host.
-fn upstream_version(parts: &request::Parts) -> http::Version {
-    match parts.version {
-        http::Version::HTTP_10 if parts.headers.contains_key(header::HOST) => {
-            http::Version::HTTP_11
-        }
-        version => version,
-    }
-}
-
-fn leaves_http<B>(response: &Response<B>) -> bool {
-    response.status() == StatusCode::SWITCHING_PROTOCOLS
-        || (response.status().is_success() && response.headers().contains_key(header::UPGRADE))
-}
-
-/// The inbound proxy of an endpoint says that the request did not get through to the application.
-/// Only a peer that proved its identity is believed.
-fn not_delivered(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<Error> {
-    endpoint.identity.as_ref()?;
-    let word = response.headers().get(PROXY_ERROR)?;
-    let reason = Reason::from_word(word.as_bytes())?;
-    matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded)
-        .then(|| Error::NotDelivered { addr: endpoint.addr, reason: reason.as_str().to_owned() })
-}
-
-fn broken(endpoint: &Endpoint, failed: SendError) -> Error {
-    let sent = if failed.unsent.is_some() || failed.refused() { Sent::No } else { Sent::Maybe };
-    Error::UpstreamReset { addr: endpoint.addr, detail: detail(&failed.error), sent }
-}
-
-fn detail(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
-
-fn seen_by_client<B>(response: &Response<B>, grpc: bool) -> Answer {
-    match grpc_status(response.headers()).filter(|_| grpc) {
-        Some(code) => Answer::Grpc(code),
-        None => Answer::Http(response.status()),
-    }
-}
-
-/// What a response head says about its endpoint; `None` where gRPC says it in the trailers.
-fn outcome<B>(response: &Response<B>, grpc: bool) -> Option<Outcome> {
-    let headers = response.headers();
-    if grpc && response.status() == StatusCode::OK {
-        return grpc_status(headers).map(|code| grpc_outcome(code, headers));
-    }
-    Some(match response.status() {
-        StatusCode::TOO_MANY_REQUESTS => {
-            Outcome::Failure(FailureKind::RateLimited { retry_after: retry_after(headers) })
-        }
-        status if status.is_server_error() => {
-            Outcome::Failure(FailureKind::ServerError { retry_after: retry_after(headers) })
-        }
-        _ => Outcome::Success,
-    })
-}
-
-/// `grpc-status` of a head (trailers-only response) or of trailers.
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
-}
-
-/// Codes that blame the endpoint: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
-pub(super) fn grpc_outcome(code: u32, headers: &HeaderMap) -> Outcome {
-    let pushback = headers
-        .get("grpc-retry-pushback-ms")
-        .and_then(|ms| ms.to_str().ok()?.parse().ok())
-        .map(Duration::from_millis);
-    match code {
-        8 => Outcome::Failure(FailureKind::RateLimited { retry_after: pushback }),
-        4 | 13 | 14 | 15 => Outcome::Failure(FailureKind::ServerError { retry_after: pushback }),
-        _ => Outcome::Success,
-    }
-}
-
-/// `Retry-After` in seconds (RFC 9110 §10.2.3). The form with a date is rare and not followed.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }

@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Outbound, Upstream, attempt, dial::Key};
+use super::{Outbound, Upstream, verdict};
 use crate::{
     balance::{
         policy::Policy,
         stats::{FailureKind, InFlight, Outcome},
     },
     discovery::Endpoint,
-    http::{
+    http::h2::{
         body::{End, OnEnd},
         pool::Connection,
         replay::BodyError,
@@ -24,7 +24,8 @@ pub(super) struct Done {
     pub(super) outbound: Arc<Outbound>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) policy: Arc<Policy>,
-    pub(super) connection: Option<Connection>,
+    /// Held so that the connection lives as long as its stream.
+    pub(super) _connection: Connection,
     pub(super) guard: InFlight<Endpoint>,
     pub(super) started: Instant,
     /// Until the response's head.
@@ -42,20 +43,17 @@ impl OnEnd for Done {
                 if self.undecided {
                     let outcome = trailers
                         .and_then(|t| {
-                            attempt::grpc_status(t).map(|code| attempt::grpc_outcome(code, t))
+                            verdict::grpc_status(t).map(|code| verdict::grpc_outcome(code, t))
                         })
                         .unwrap_or(Outcome::Success);
                     self.report(now, outcome);
                 }
                 endpoint.latency.record(now - self.started);
                 self.upstream.traffic().latency.record(now - self.started);
-                if let Some(connection) = self.connection.take() {
-                    self.outbound.pool.give_back(&Key(endpoint), connection, now);
-                }
             }
             End::Broken(error) => {
                 let kind = match error {
-                    BodyError::TimedOut => FailureKind::TimedOut,
+                    BodyError::TimedOut | BodyError::Idle(_) => FailureKind::TimedOut,
                     _ => FailureKind::Transport,
                 };
                 // A head that promised success was reported already; the break is news.

@@ -4,11 +4,15 @@
 //! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
 
 mod attempt;
+mod deadline;
 mod dial;
 mod done;
+mod h1;
+mod h2;
 pub mod http;
 mod learned;
 pub mod tcp;
+mod verdict;
 
 use std::{
     collections::HashSet,
@@ -33,7 +37,7 @@ use crate::{
         traffic::Traffic,
     },
     error::{Error, Reason},
-    http::{Version, pool::Pool},
+    http::{MAX_HEAD, Version, h1 as http1, h2 as http2},
     metrics::{Direction, Metrics, Tls},
     net::{
         client_hello::ClientHello,
@@ -55,7 +59,10 @@ pub struct Outbound {
     discovery: Discovery,
     identity: Identity,
     connector: Connector,
-    pool: Pool<dial::Key>,
+    /// HTTP/1 connections that wait for their next request.
+    idle: http1::pool::Pool<dial::Key, dial::Connected>,
+    /// HTTP/2 connections, shared by all streams.
+    shared: http2::pool::Pool<dial::Key>,
     learned: learned::Learned,
     metrics: Arc<Metrics>,
     decisions: Arc<Decisions>,
@@ -91,7 +98,8 @@ impl Outbound {
             discovery: shared.discovery.clone(),
             identity: shared.identity.clone(),
             connector: shared.connector,
-            pool: Pool::new(POOL_IDLE),
+            idle: http1::pool::Pool::new(POOL_IDLE),
+            shared: http2::pool::Pool::default(),
             learned: learned::Learned::default(),
             metrics: Arc::clone(&shared.metrics),
             rng: Mutex::new(rng),
@@ -104,8 +112,9 @@ impl Outbound {
 
     /// Closes pooled connections that were idle too long; called now and then.
     pub fn sweep(&self, now: tokio::time::Instant) {
-        self.pool.sweep(now);
-        if self.pool.is_empty() {
+        self.idle.sweep(now);
+        self.shared.sweep();
+        if self.idle.is_empty() && self.shared.is_empty() {
             return;
         }
         // Nothing goes to endpoints that left, so their connections are of no use.
@@ -119,7 +128,9 @@ impl Outbound {
                 _ => {}
             }
         }
-        self.pool.forget(|key| !live.contains(&Arc::as_ptr(&key.0)));
+        let gone = |key: &dial::Key| !live.contains(&Arc::as_ptr(&key.0));
+        self.idle.forget(gone);
+        self.shared.forget(gone);
     }
 
     /// Takes one accepted connection to its end.
@@ -211,15 +222,22 @@ impl Outbound {
         upstream: Upstream,
     ) {
         let _open = self.metrics.connection(Direction::Outbound, Tls::None);
-        let (drain, metrics) = (self.drain.clone(), Arc::clone(&self.metrics));
-        let requests = Arc::new(http::Requests::new(self, target, upstream, version));
-        let io = Prefixed::new(seen.freeze(), client);
-        let handler = |request| http::handle(Arc::clone(&requests), request);
-        if let Err(error) = crate::http::server::serve(io, version, true, handler, &drain).await {
-            if let Some(reason) = crate::http::server::refused(&error) {
-                metrics.error(Direction::Outbound, reason);
+        let drain = self.drain.clone();
+        let requests = http::Requests::new(self, target, upstream);
+        match version {
+            Version::H1 => {
+                let client = http1::wire::Wire::new(client, seen.into());
+                http1::server::serve(client, &requests, MAX_HEAD, &drain).await;
             }
-            tracing::debug!(%error, "client connection ended");
+            Version::H2 => {
+                let requests = Arc::new(requests);
+                // Boxed: hyper moves it about.
+                let handler = |request| Box::pin(h2::handle(Arc::clone(&requests), request));
+                let io = Prefixed::new(seen.freeze(), client);
+                if let Err(error) = http2::server::serve(io, handler, &drain).await {
+                    tracing::debug!(%error, "client connection ended");
+                }
+            }
         }
     }
 
@@ -239,19 +257,9 @@ impl Outbound {
         if !matches!(found, Ok(Detected::Http1)) {
             return client.reset();
         }
-        let io = Prefixed::new(seen.freeze(), client);
-        let error = Arc::new(error);
-        let handler = |_| {
-            let error = Arc::clone(&error);
-            async move {
-                let mut response = crate::http::answer::error::<()>(&error, false);
-                // The next connection may find the answer.
-                let close = ::http::HeaderValue::from_static("close");
-                response.headers_mut().insert(::http::header::CONNECTION, close);
-                response
-            }
-        };
-        let _ = crate::http::server::serve(io, Version::H1, true, handler, &self.drain).await;
+        let client = http1::wire::Wire::new(client, seen.into());
+        let unresolved = http::Unresolved(error);
+        http1::server::serve(client, &unresolved, MAX_HEAD, &self.drain).await;
     }
 
     fn error(&self, reason: Reason) {

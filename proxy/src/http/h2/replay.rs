@@ -15,13 +15,26 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-/// Bytes of one request that are kept for a repetition.
-pub const MAX_KEPT: usize = 64 * 1024;
+use crate::http::MAX_KEPT;
 
 /// A request body that attempts are made from.
-#[derive(Debug, Clone)]
-pub struct Replay<B = Incoming>(Arc<Mutex<Shared<B>>>);
+#[derive(Debug)]
+pub struct Replay<B = Incoming>(Arc<Inner<B>>);
+
+impl<B> Clone for Replay<B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Inner<B> {
+    shared: Mutex<Shared<B>>,
+    /// Told when all of the body was handed on.
+    ended: Notify,
+}
 
 #[derive(Debug)]
 struct Shared<B> {
@@ -33,12 +46,14 @@ struct Shared<B> {
     ended: bool,
     too_long: bool,
     attempt: u32,
+    /// Frames that came from the client.
+    frames: u64,
 }
 
 /// The body of one attempt.
 #[derive(Debug)]
 pub struct Attempt<B = Incoming> {
-    shared: Arc<Mutex<Shared<B>>>,
+    inner: Arc<Inner<B>>,
     attempt: u32,
     /// Kept chunks already given, and whether the trailers are.
     next: usize,
@@ -60,12 +75,15 @@ pub enum BodyError {
     /// The request's time-out passed.
     #[error("response body: the request's time-out passed")]
     TimedOut,
+    /// Nothing moved for too long.
+    #[error("response body: nothing came for {0:?} (timeout.remora.io/idle)")]
+    Idle(std::time::Duration),
 }
 
 impl<B: Body<Data = Bytes>> Replay<B> {
     /// Keeps `source` for repetition.
     pub fn new(source: B) -> Self {
-        Self(Arc::new(Mutex::new(Shared {
+        let shared = Shared {
             hint: source.size_hint(),
             source,
             kept: Vec::new(),
@@ -74,26 +92,42 @@ impl<B: Body<Data = Bytes>> Replay<B> {
             ended: false,
             too_long: false,
             attempt: 0,
-        })))
+            frames: 0,
+        };
+        Self(Arc::new(Inner { shared: Mutex::new(shared), ended: Notify::new() }))
     }
 
     /// The body for the next attempt, from the first byte on; `None` where it is too long.
     #[must_use]
     pub fn attempt(&self) -> Option<Attempt<B>> {
-        let mut shared = self.0.lock();
+        let mut shared = self.0.shared.lock();
         if shared.too_long {
             return None;
         }
         shared.attempt += 1;
         let attempt = shared.attempt;
         drop(shared);
-        Some(Attempt { shared: Arc::clone(&self.0), attempt, next: 0, trailers_given: false })
+        Some(Attempt { inner: Arc::clone(&self.0), attempt, next: 0, trailers_given: false })
     }
 
     /// Whether another attempt can be made.
     #[must_use]
     pub fn is_replayable(&self) -> bool {
-        !self.0.lock().too_long
+        !self.0.shared.lock().too_long
+    }
+
+    /// Frames that came from the client so far; grows as long as the body moves.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.0.shared.lock().frames
+    }
+
+    /// Waits until all of it came from the client.
+    pub async fn ended(&self) {
+        let notified = self.0.ended.notified();
+        if !self.0.shared.lock().ended {
+            notified.await;
+        }
     }
 }
 
@@ -110,7 +144,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let mut shared = this.shared.lock();
+        let mut shared = this.inner.shared.lock();
         if shared.attempt != this.attempt {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
@@ -119,7 +153,9 @@ where
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
         }
         if !shared.ended {
-            match std::task::ready!(Pin::new(&mut shared.source).poll_frame(cx)) {
+            let frame = std::task::ready!(Pin::new(&mut shared.source).poll_frame(cx));
+            shared.frames += 1;
+            match frame {
                 None => shared.ended = true,
                 Some(Err(error)) => {
                     return Poll::Ready(Some(Err(BodyError::Client(error.into()))));
@@ -128,6 +164,10 @@ where
                     Ok(data) => {
                         shared.keep(&data);
                         this.next = shared.kept.len();
+                        if shared.source.is_end_stream() {
+                            shared.ended = true;
+                            this.inner.ended.notify_waiters();
+                        }
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                     Err(frame) => {
@@ -136,6 +176,7 @@ where
                     }
                 },
             }
+            this.inner.ended.notify_waiters();
         }
         if !this.trailers_given {
             this.trailers_given = true;
@@ -147,7 +188,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        let shared = self.shared.lock();
+        let shared = self.inner.shared.lock();
         let all_given = self.next == shared.kept.len();
         let ended = shared.ended || shared.source.is_end_stream();
         all_given && ended && (self.trailers_given || shared.trailers.is_none())
@@ -155,7 +196,7 @@ where
 
     fn size_hint(&self) -> SizeHint {
         // Asked before the first frame, to choose the framing.
-        if self.next == 0 { self.shared.lock().hint } else { SizeHint::default() }
+        if self.next == 0 { self.inner.shared.lock().hint } else { SizeHint::default() }
     }
 }
 

@@ -1,0 +1,277 @@
+//! Bodies that the proxy forwards or makes.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use remora_core::names::headers::PROXY_ERROR;
+use tokio::time::{Instant, Sleep};
+
+use super::replay::{Attempt, BodyError, Replay};
+use crate::{error::Reason, http::answer};
+
+/// Body of a request on its way upstream.
+#[derive(Debug)]
+pub enum RequestBody {
+    /// None.
+    Empty,
+    /// Straight from the client.
+    Streaming(Incoming),
+    /// Kept for repetition.
+    Attempt(Attempt),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Streaming(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|f| f.map_err(|error| BodyError::Client(error.into())))),
+            Self::Attempt(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Streaming(body) => body.is_end_stream(),
+            Self::Attempt(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Streaming(body) => body.size_hint(),
+            Self::Attempt(body) => body.size_hint(),
+        }
+    }
+}
+
+/// How a response body ended.
+#[derive(Debug)]
+pub enum End<'a> {
+    /// All of it was given to the client; with its trailers.
+    Complete(Option<&'a HeaderMap>),
+    /// The upstream broke off.
+    Broken(&'a BodyError),
+    /// The client went away first.
+    Dropped,
+}
+
+/// Is told once how a response body ended.
+pub trait OnEnd: Send + Unpin + 'static {
+    /// Called exactly once, also from drop.
+    fn on_end(self, end: End<'_>);
+}
+
+impl OnEnd for () {
+    fn on_end(self, _: End<'_>) {}
+}
+
+/// Body of a response on its way to the client.
+#[derive(Debug)]
+pub struct ResponseBody<G: OnEnd> {
+    inner: Inner,
+    on_end: Option<G>,
+    bounds: Option<Box<Bounds>>,
+    /// What gRPC callers are told with a last word of ours, others by a reset.
+    grpc: bool,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Made(Option<Bytes>),
+    Upstream(Incoming),
+    /// A last word was said.
+    Over,
+}
+
+/// When a response has taken too long.
+#[derive(Debug)]
+pub struct Bounds {
+    /// When all of it must be there.
+    pub deadline: Option<Instant>,
+    /// Longest pause in either body.
+    pub idle: Option<Duration>,
+    /// The request's body, which may still be moving.
+    pub request: Option<Replay>,
+    /// Frames seen when something last moved, and when that was.
+    moved: (u64, Instant),
+    frames: u64,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Bounds {
+    /// `None` where nothing is bounded.
+    #[must_use]
+    pub fn new(
+        deadline: Option<Instant>,
+        idle: Option<Duration>,
+        request: Option<Replay>,
+    ) -> Option<Box<Self>> {
+        if deadline.is_none() && idle.is_none() {
+            return None;
+        }
+        let now = Instant::now();
+        let sleep = Box::pin(tokio::time::sleep_until(now));
+        Some(Box::new(Self { deadline, idle, request, moved: (0, now), frames: 0, sleep }))
+    }
+
+    /// Resolves when time is up, with what that means.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        loop {
+            let moved = self.frames + self.request.as_ref().map_or(0, Replay::frames);
+            if moved != self.moved.0 {
+                self.moved = (moved, Instant::now());
+            }
+            let idle = self.idle.map(|bound| (self.moved.1 + bound, BodyError::Idle(bound)));
+            let deadline = self.deadline.map(|at| (at, BodyError::TimedOut));
+            let bounds = [deadline, idle].into_iter().flatten();
+            let Some((due, error)) = bounds.min_by_key(|(at, _)| *at) else {
+                return Poll::Pending;
+            };
+            if due <= Instant::now() {
+                return Poll::Ready(error);
+            }
+            self.sleep.as_mut().reset(due);
+            // The request's body may have moved meanwhile: look again.
+            std::task::ready!(self.sleep.as_mut().poll(cx));
+        }
+    }
+}
+
+impl<G: OnEnd> ResponseBody<G> {
+    /// An answer of the proxy's own.
+    pub fn made(text: Bytes) -> Self {
+        let inner = Inner::Made((!text.is_empty()).then_some(text));
+        Self { inner, on_end: None, bounds: None, grpc: false }
+    }
+
+    /// Forwards an upstream's body; a body known to be empty ends here and now.
+    pub fn upstream(body: Incoming, on_end: G, grpc: bool) -> Self {
+        let inner = Inner::Upstream(body);
+        let mut this = Self { inner, on_end: Some(on_end), bounds: None, grpc };
+        if this.is_end_stream() {
+            this.end(End::Complete(None));
+        }
+        this
+    }
+
+    /// Breaks the body off where it takes too long.
+    #[must_use]
+    pub fn bounded(mut self, bounds: Option<Box<Bounds>>) -> Self {
+        self.bounds = bounds.filter(|_| self.on_end.is_some());
+        self
+    }
+
+    fn end(&mut self, end: End<'_>) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end.on_end(end);
+        }
+    }
+}
+
+impl<G: OnEnd> Body for ResponseBody<G> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let body = match &mut this.inner {
+            Inner::Made(text) => return Poll::Ready(text.take().map(|data| Ok(Frame::data(data)))),
+            Inner::Over => return Poll::Ready(None),
+            Inner::Upstream(body) => body,
+        };
+        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(frame) => frame.map(|f| f.map_err(BodyError::Upstream)),
+            Poll::Pending => {
+                let Some(bounds) = &mut this.bounds else { return Poll::Pending };
+                Some(Err(std::task::ready!(bounds.poll(cx))))
+            }
+        };
+        let last = body.is_end_stream();
+        if let Some(bounds) = &mut this.bounds {
+            bounds.frames += 1;
+        }
+        match &frame {
+            None => this.end(End::Complete(None)),
+            Some(Err(error)) => {
+                this.end(End::Broken(error));
+                if let Some(trailers) = last_word(error).filter(|_| this.grpc) {
+                    this.inner = Inner::Over;
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+            }
+            Some(Ok(frame)) if frame.is_trailers() => {
+                this.end(End::Complete(frame.trailers_ref()));
+            }
+            Some(Ok(_)) if last => this.end(End::Complete(None)),
+            Some(Ok(_)) => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Made(text) => text.is_none(),
+            Inner::Over => true,
+            Inner::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Made(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Inner::Over => SizeHint::with_exact(0),
+            Inner::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// How a gRPC call ends that we had to end: with a status. A reset of the upstream's own says more
+/// than we could and is passed on as it is.
+fn last_word(error: &BodyError) -> Option<HeaderMap> {
+    let (code, reason) = match error {
+        BodyError::TimedOut => (4, Reason::RequestTimeout),
+        BodyError::Idle(_) => (4, Reason::ResponseTimeout),
+        BodyError::Upstream(error) if !is_reset(error) => (14, Reason::UpstreamReset),
+        _ => return None,
+    };
+    let mut trailers = HeaderMap::with_capacity(3);
+    trailers.insert("grpc-status", HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::try_from(answer::grpc_message(&error.to_string())) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers.insert(PROXY_ERROR, HeaderValue::from_static(reason.as_str()));
+    Some(trailers)
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|cause| cause.downcast_ref::<h2::Error>())
+        .is_some_and(h2::Error::is_reset)
+}
+
+impl<G: OnEnd> Drop for ResponseBody<G> {
+    fn drop(&mut self) {
+        self.end(End::Dropped);
+    }
+}

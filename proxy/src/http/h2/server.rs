@@ -1,0 +1,68 @@
+//! Serving HTTP/2 on an accepted connection.
+
+use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use remora_core::drain;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::replay::BodyError;
+use crate::http::MAX_HEAD;
+
+/// Bytes of one stream, and of one connection, that may be in flight unread.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Streams one connection may have open.
+const MAX_STREAMS: u32 = 1000;
+/// Unread response bytes kept per stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Clients are asked for a sign of life this often, and given this long for it.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_WITHIN: Duration = Duration::from_secs(10);
+
+/// Serves one connection until it ends; when draining begins it says GOAWAY and its open streams
+/// finish first.
+///
+/// # Errors
+/// What the connection ended with; that it was cut short by the peer is normal life.
+pub async fn serve<IO, F, Fut, B>(
+    io: IO,
+    handler: F,
+    drain: &drain::Watch,
+) -> Result<(), hyper::Error>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Fn(Request<Incoming>) -> Fut,
+    Fut: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error = BodyError> + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let response = handler(request);
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let mut connection = pin!(
+        conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .auto_date_header(false)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = drain.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}

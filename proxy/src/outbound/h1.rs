@@ -1,0 +1,289 @@
+//! HTTP/1 requests of the application. The whole exchange runs on the task of its connection.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use remora_core::names::headers::ATTEMPT;
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    Upstream,
+    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken},
+    dial::{Connected, Key},
+    http::Requests,
+    verdict,
+};
+use crate::{
+    balance::stats::Outcome,
+    discovery::Endpoint,
+    error::{Error, Sent},
+    http::{
+        answer::is_grpc,
+        fields::Fields,
+        h1::{
+            exchange::{self, Ending, Late, Patience},
+            request::RequestHead,
+            response::ResponseHead,
+            server::{self, After, Handler},
+            transfer::Transfer,
+            wire::Wire,
+        },
+    },
+    metrics::Direction,
+    net::copy::Carried,
+    tls::Alpn,
+};
+
+/// The request and the client's side of it.
+struct H1Call<'a> {
+    requests: &'a Requests,
+    client: &'a mut Wire<TcpStream>,
+    request: &'a RequestHead,
+    upload: Transfer,
+}
+
+/// A response's head, and the connection that its body comes from.
+struct H1Answer {
+    wire: Wire<Connected>,
+    head: ResponseHead,
+    bounds: Bounds,
+    sent_at: Instant,
+}
+
+impl Handler<TcpStream> for Requests {
+    async fn handle(&self, client: &mut Wire<TcpStream>, mut request: RequestHead) -> After {
+        let started = Instant::now();
+        request.fields.strip_ours();
+        let grpc = is_grpc(&request.fields);
+        let upload = exchange::upload(&request);
+        let upstream = match self.upstream().await {
+            Ok(upstream) => upstream,
+            Err(error) => return self.answer(client, &request, &upload, &error, grpc).await,
+        };
+        let exchange = Exchange::new(&self.outbound, &upstream, started, None);
+        let facts = Facts { method: &request.method, path: request.path(), grpc };
+        let mut call = H1Call { requests: self, client, request: &request, upload };
+        match exchange.run(&mut call, facts).await {
+            Ok(taken) => call.finish(&exchange, &upstream, taken, facts).await,
+            Err(why) => {
+                let H1Call { client, upload, .. } = call;
+                let Some(error) = why.into_error() else { return After::Break };
+                self.answer(client, &request, &upload, &error, grpc).await
+            }
+        }
+    }
+
+    fn refused(&self, error: &Error) {
+        self.outbound.error(error.reason());
+        tracing::debug!(%error, "request refused");
+    }
+}
+
+impl Requests {
+    async fn answer(
+        &self,
+        client: &mut Wire<TcpStream>,
+        request: &RequestHead,
+        upload: &Transfer,
+        error: &Error,
+        grpc: bool,
+    ) -> After {
+        let response = self.failed(error, grpc);
+        let draining = self.outbound.drain.is_draining();
+        server::answer(client, request, upload, &response, draining).await
+    }
+}
+
+impl From<Bounds> for Patience {
+    fn from(bounds: Bounds) -> Self {
+        Self {
+            attempt: bounds.attempt.map(|(at, _)| at),
+            response: bounds.response,
+            idle: bounds.idle,
+            request: bounds.deadline.map(|deadline| deadline.at),
+        }
+    }
+}
+
+impl Call for H1Call<'_> {
+    type Answer = H1Answer;
+
+    async fn send(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        bounds: Bounds,
+    ) -> Result<H1Answer, NoAnswer> {
+        let outbound = &self.requests.outbound;
+        let key = Key(Arc::clone(endpoint));
+        let mut wire = match outbound.idle.take(&key, Instant::now()) {
+            Some(wire) => wire,
+            None => Wire::new(self.dial(endpoint, bounds).await?, Vec::new()),
+        };
+        let sent_at = Instant::now();
+        let patience = Patience::from(bounds);
+        let extra = match bounds.earlier {
+            0 => String::new(),
+            earlier => format!("{ATTEMPT}: {}\r\n", earlier + 1),
+        };
+        let sides = (&mut *self.client, &mut wire);
+        let request = (self.request, extra.as_bytes());
+        match exchange::ask(sides, request, &mut self.upload, patience).await {
+            Ok(head) => match verdict::not_delivered(endpoint, &head.fields) {
+                Some(error) => Err(error.into()),
+                None => Ok(H1Answer { wire, head, bounds, sent_at }),
+            },
+            Err(failed) => {
+                // Without a proxy on the other side an orderly end would say that we listen on.
+                wire.reset();
+                Err(no_answer(failed, endpoint, bounds))
+            }
+        }
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.upload.kept().is_some()
+    }
+
+    fn give_up(&mut self, endpoint: &Arc<Endpoint>, answer: H1Answer) {
+        let H1Answer { mut wire, head, .. } = answer;
+        if head.is_at_hand(&wire) && self.upload.is_done() {
+            wire.discard_input();
+            let key = Key(Arc::clone(endpoint));
+            let idle = &self.requests.outbound.idle;
+            idle.give_back(&key, wire, head.kept_for, Instant::now());
+        }
+    }
+}
+
+impl Answer for H1Answer {
+    fn status(&self) -> StatusCode {
+        self.head.status
+    }
+
+    fn fields(&self) -> &impl Fields {
+        &self.head.fields
+    }
+
+    fn sent_at(&self) -> Instant {
+        self.sent_at
+    }
+}
+
+impl H1Call<'_> {
+    /// Boxed, since the future is large and rarely needed.
+    async fn dial(&self, endpoint: &Endpoint, bounds: Bounds) -> Result<Connected, NoAnswer> {
+        let within = bounds.connect_within(Instant::now());
+        let dial = Box::pin(self.requests.outbound.dial(endpoint, Alpn::H1, within));
+        dial.await.map_err(|error| bounds.dial_failed(Instant::now(), error))
+    }
+
+    /// Gives the response to the client and closes the books.
+    async fn finish(
+        mut self,
+        exchange: &Exchange<'_>,
+        upstream: &Upstream,
+        taken: Taken<H1Answer>,
+        facts: Facts<'_>,
+    ) -> After {
+        let Taken { answer, mut guard } = taken;
+        let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
+        let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
+        upstream.traffic().responded(head.status);
+        if guard.endpoint().identity.is_none() {
+            // Only a proxy of ours may say what our headers say.
+            head.fields.strip_ours();
+        }
+        exchange.report(&mut guard, sent_at, outcome);
+        let outbound = &self.requests.outbound;
+        let sides = (&mut *self.client, &mut wire);
+        if head.leaves_http {
+            let mut carried = Carried::default();
+            if let Err(error) = exchange::tunnel(sides, self.request, head, &mut carried).await {
+                tracing::debug!(%error, "upgraded connection broke");
+            }
+            outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+            return After::Break;
+        }
+        let (last, kept_for) = (outbound.drain.is_draining(), head.kept_for);
+        let request = self.request;
+        let upload = &mut self.upload;
+        match exchange::answer(sides, request, head, upload, bounds.into(), last).await {
+            Ending::Complete { client, upstream: reusable } => {
+                let now = Instant::now();
+                let endpoint = guard.endpoint();
+                endpoint.latency.record(now - exchange.started);
+                upstream.traffic().latency.record(now - exchange.started);
+                if reusable {
+                    outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
+                }
+                match client {
+                    true => After::Next,
+                    false if self.upload.is_done() => After::Close,
+                    false => After::Refuse,
+                }
+            }
+            Ending::ClientGone => {
+                wire.reset();
+                After::Break
+            }
+            Ending::Broken { error, begun } => {
+                let error = Error::UpstreamReset {
+                    addr: guard.endpoint().addr,
+                    detail: error.to_string(),
+                    sent: Sent::Yes,
+                };
+                self.broke_off(exchange, facts, error, begun).await
+            }
+            Ending::Late { late, begun } => {
+                wire.reset();
+                let Some(error) = too_late(late, bounds).into_error() else { return After::Break };
+                self.broke_off(exchange, facts, error, begun).await
+            }
+        }
+    }
+
+    /// A response that was promised did not come to its end.
+    async fn broke_off(
+        self,
+        exchange: &Exchange<'_>,
+        facts: Facts<'_>,
+        error: Error,
+        begun: bool,
+    ) -> After {
+        exchange.record_error(facts, &error, &[]);
+        let Self { requests, client, request, upload } = self;
+        if begun {
+            requests.outbound.error(error.reason());
+            return After::Break;
+        }
+        requests.answer(client, request, &upload, &error, facts.grpc).await
+    }
+}
+
+fn no_answer(failed: exchange::NoAnswer, endpoint: &Endpoint, bounds: Bounds) -> NoAnswer {
+    let addr = endpoint.addr;
+    match failed {
+        exchange::NoAnswer::ClientGone => NoAnswer::ClientGone,
+        exchange::NoAnswer::BadBody(bad) => NoAnswer::BadRequest(Error::BadRequest(bad.0)),
+        exchange::NoAnswer::Broken { error, sent } => {
+            let sent = if sent { Sent::Maybe } else { Sent::No };
+            Error::UpstreamReset { addr, detail: error.to_string(), sent }.into()
+        }
+        exchange::NoAnswer::Bad(bad) => Error::BadResponse { addr, problem: bad.0 }.into(),
+        exchange::NoAnswer::Late(late) => too_late(late, bounds),
+    }
+}
+
+fn too_late(late: Late, bounds: Bounds) -> NoAnswer {
+    let or_zero = Option::unwrap_or_default;
+    match late {
+        Late::Attempt => Error::ResponseTimeout(or_zero(bounds.attempt.map(|(_, b)| b))).into(),
+        Late::Response => Error::ResponseTimeout(or_zero(bounds.response)).into(),
+        Late::UpstreamIdle => Error::UpstreamIdle(or_zero(bounds.idle)).into(),
+        Late::ClientIdle => NoAnswer::BadRequest(Error::ClientIdle(or_zero(bounds.idle))),
+        Late::Request => match bounds.deadline {
+            Some(deadline) => deadline.passed(),
+            None => Error::RequestTimeout(std::time::Duration::ZERO).into(),
+        },
+    }
+}

@@ -1,0 +1,91 @@
+//! What a response, or the lack of one, says about its endpoint.
+
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode, header};
+use remora_core::names::headers::PROXY_ERROR;
+
+use super::attempt::Answer;
+use crate::{
+    balance::{
+        retry::Answer as Seen,
+        stats::{FailureKind, Outcome},
+    },
+    discovery::Endpoint,
+    error::{Error, Reason},
+    http::fields::Fields,
+};
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+static REASON: HeaderName = HeaderName::from_static(PROXY_ERROR);
+
+/// What the client would see.
+pub(super) fn seen_by_client(answer: &impl Answer, grpc: bool) -> Seen {
+    match grpc_status(answer.fields()).filter(|_| grpc) {
+        Some(code) => Seen::Grpc(code),
+        None => Seen::Http(answer.status()),
+    }
+}
+
+/// What a response's head says; `None` where gRPC says it in the trailers.
+pub(super) fn outcome(answer: &impl Answer, grpc: bool) -> Option<Outcome> {
+    let fields = answer.fields();
+    if grpc && answer.status() == StatusCode::OK {
+        return grpc_status(fields).map(|code| grpc_outcome(code, fields));
+    }
+    Some(match answer.status() {
+        StatusCode::TOO_MANY_REQUESTS => {
+            Outcome::Failure(FailureKind::RateLimited { retry_after: retry_after(fields) })
+        }
+        status if status.is_server_error() => {
+            Outcome::Failure(FailureKind::ServerError { retry_after: retry_after(fields) })
+        }
+        _ => Outcome::Success,
+    })
+}
+
+/// What an attempt without a response says.
+pub(super) fn failure(error: &Error) -> Outcome {
+    match error {
+        // Our own doing: the endpoint was not even asked.
+        Error::NoCertificate { .. } | Error::Overloaded(_) => Outcome::Cancelled,
+        _ if error.status() == StatusCode::GATEWAY_TIMEOUT => {
+            Outcome::Failure(FailureKind::TimedOut)
+        }
+        _ => Outcome::Failure(FailureKind::Transport),
+    }
+}
+
+/// `grpc-status` of a head (trailers-only response) or of trailers.
+pub(super) fn grpc_status(fields: &impl Fields) -> Option<u32> {
+    number(fields.get(&GRPC_STATUS)?)
+}
+
+/// Codes that blame the endpoint: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+pub(super) fn grpc_outcome(code: u32, fields: &impl Fields) -> Outcome {
+    let retry_after = fields.get(&GRPC_PUSHBACK).and_then(number).map(Duration::from_millis);
+    match code {
+        8 => Outcome::Failure(FailureKind::RateLimited { retry_after }),
+        4 | 13 | 14 | 15 => Outcome::Failure(FailureKind::ServerError { retry_after }),
+        _ => Outcome::Success,
+    }
+}
+
+/// `Retry-After` in seconds (RFC 9110 §10.2.3). The form with a date is rare and not followed.
+fn retry_after(fields: &impl Fields) -> Option<Duration> {
+    fields.get(&header::RETRY_AFTER).and_then(number).map(Duration::from_secs)
+}
+
+fn number<N: std::str::FromStr>(value: &[u8]) -> Option<N> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// The inbound proxy of an endpoint says that the request did not get through to the application.
+/// Only a peer that proved its identity is believed.
+pub(super) fn not_delivered(endpoint: &Endpoint, fields: &impl Fields) -> Option<Error> {
+    endpoint.identity.as_ref()?;
+    let reason = Reason::from_word(fields.get(&REASON)?)?;
+    matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded)
+        .then(|| Error::NotDelivered { addr: endpoint.addr, reason: reason.as_str().to_owned() })
+}
