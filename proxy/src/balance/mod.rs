@@ -15,12 +15,15 @@
 //! [`stats::EndpointStats`] belongs to one endpoint and is shared by all workers of the process.
 //! Everything in it is atomic: no lock is taken between picking and reporting.
 
+pub mod affinity;
 pub mod breaker;
 pub mod ewma;
 pub mod pick;
 pub mod policy;
 pub mod retry;
+pub mod ring;
 pub mod stats;
+pub mod token;
 mod window;
 
 #[cfg(test)]
