@@ -77,6 +77,8 @@ fn service(snapshot: &Snapshot) -> pb::Service {
         timeouts: Some(timeouts(&head.policy.timeouts)),
         routes: Vec::new(),
         endpoints: snapshot.endpoints.iter().map(|e| endpoint(e)).collect(),
+        affinity: None,
+        bulkheads: None,
     }
 }
 
@@ -129,6 +131,8 @@ fn balancer(policy: &Balancer) -> pb::BalancerPolicy {
         default_rtt: policy.default_rtt.map(duration),
         decay: policy.decay.map(duration),
         failure_penalty: policy.failure_penalty.map(duration),
+        hash_on: None,
+        slow_start: None,
     }
 }
 

@@ -13,11 +13,13 @@ use http::StatusCode;
 use remora_core::latency::Latency;
 
 use crate::balance::{
+    affinity::Clients,
     policy::{BudgetPolicy, Policy},
     retry::Budget,
 };
 
-/// Counters, the retry budget and the round-robin cursor. Shared by all workers, relaxed atomics.
+/// Counters, the retry budget, the round-robin cursor and whom clients had. Shared by all workers;
+/// relaxed atomics but for the last.
 #[derive(Debug)]
 pub struct Traffic {
     /// HTTP requests, without retries.
@@ -38,6 +40,8 @@ pub struct Traffic {
     pub latency: Latency,
     /// Place of the round-robin algorithm.
     pub cursor: AtomicUsize,
+    /// Which endpoint each client had, for affinity by address.
+    pub clients: Clients,
     budget: ArcSwapOption<Budget>,
     since: Instant,
 }
@@ -56,6 +60,7 @@ impl Traffic {
             ejections: AtomicU64::new(0),
             latency: Latency::new(),
             cursor: AtomicUsize::new(0),
+            clients: Clients::default(),
             budget: ArcSwapOption::empty(),
             since: now,
         }

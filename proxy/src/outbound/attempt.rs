@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::{Outbound, Snapshot, Upstream, dial::Key, done::Done};
 use crate::{
     balance::{
-        pick::{NoEndpoint, Tried, pick},
+        pick::{NoEndpoint, Tried, Wish, pick},
         retry::{self, Answer, Sent, StopReason, Verdict},
         stats::{FailureKind, InFlight, Outcome},
     },
@@ -166,7 +166,8 @@ impl<'a> Exchange<'a> {
         let Snapshot { policy, endpoints } = &self.snapshot;
         let now = Instant::now().into_std();
         let mut rng = self.outbound.rng.lock();
-        match pick(endpoints, policy, self.upstream.cursor(), avoid, now, &mut rng) {
+        match pick(endpoints, policy, self.upstream.cursor(), Wish::default(), avoid, now, &mut rng)
+        {
             Ok(picked) => Ok(picked.guard),
             Err(NoEndpoint::AllEjected { retry_after }) => {
                 Err(Error::AllEjected { service: self.upstream.name(), retry_after })

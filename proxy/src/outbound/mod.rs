@@ -26,7 +26,7 @@ use remora_core::drain;
 use tokio::net::TcpStream;
 
 use crate::{
-    balance::{breaker::Ejection, policy::Policy},
+    balance::{Endpoints, breaker::Ejection, policy::Policy},
     decisions::Decisions,
     discovery::{
         Discovery, DiscoveryError, Endpoint, PodTarget, Protocol, Resolution, Service, Target,
@@ -314,5 +314,5 @@ impl Upstream {
 /// One moment of an upstream: all decisions of one attempt are made on the same one.
 pub(crate) struct Snapshot {
     policy: Arc<Policy>,
-    endpoints: Arc<[Arc<Endpoint>]>,
+    endpoints: Arc<Endpoints<Endpoint>>,
 }

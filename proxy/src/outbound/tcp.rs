@@ -12,7 +12,7 @@ use tokio::{
 use super::{Outbound, Upstream, dial::Connected};
 use crate::{
     balance::{
-        pick::{NoEndpoint, Tried, pick},
+        pick::{NoEndpoint, Tried, Wish, pick},
         stats::{FailureKind, InFlight, Outcome},
     },
     discovery::{Endpoint, Target},
@@ -154,7 +154,8 @@ async fn connect(
         let picked = {
             let mut rng = outbound.rng.lock();
             let cursor = upstream.cursor();
-            pick(&snapshot.endpoints, policy, cursor, seen, started.into_std(), &mut rng)
+            let (wish, now) = (Wish::default(), started.into_std());
+            pick(&snapshot.endpoints, policy, cursor, wish, seen, now, &mut rng)
         };
         let mut guard = match picked {
             Ok(picked) => picked.guard,
