@@ -160,6 +160,8 @@ fn retry(policy: &Retry) -> pb::RetryPolicy {
         per_try_timeout: policy.per_try_timeout.map(duration),
         methods: policy.methods.clone(),
         budget: None,
+        backoff: None,
+        max_backoff: None,
     }
 }
 

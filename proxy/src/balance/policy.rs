@@ -133,7 +133,7 @@ impl Default for BreakerPolicy {
 }
 
 /// What is sent again although it may have reached an application.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     /// HTTP statuses.
     pub http: Vec<RangeInclusive<u16>>,
@@ -145,14 +145,34 @@ pub struct RetryPolicy {
     pub per_try_timeout: Option<Duration>,
     /// Which methods may be sent again.
     pub methods: RetryMethods,
+    /// Pause before the first retry, before jitter; it doubles from retry to retry.
+    pub backoff: Duration,
+    /// Longest pause; not below the first.
+    pub max_backoff: Duration,
     /// Bound on the share of retries.
     pub budget: BudgetPolicy,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            http: Vec::new(),
+            grpc: Vec::new(),
+            limit: 0,
+            per_try_timeout: None,
+            methods: RetryMethods::default(),
+            backoff: Duration::from_millis(25),
+            max_backoff: Duration::from_millis(250),
+            budget: BudgetPolicy::default(),
+        }
+    }
 }
 
 /// Which methods may be sent again.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum RetryMethods {
-    /// The idempotent ones (RFC 9110 §9.2.2): GET, HEAD, OPTIONS, TRACE, PUT, DELETE.
+    /// The idempotent ones (RFC 9110 §9.2.2): GET, HEAD, OPTIONS, TRACE, PUT, DELETE; and any
+    /// other where the request has an `Idempotency-Key`.
     #[default]
     Idempotent,
     /// Every method: the route's owner says that it is safe.

@@ -137,12 +137,17 @@ pub(super) fn retry(policy: &pb::RetryPolicy) -> Result<RetryPolicy, WireError> 
         .iter()
         .map(|range| Ok(status(range.from)?..=status(range.to)?))
         .collect::<Result<_, WireError>>()?;
+    let default = RetryPolicy::default();
+    let backoff = span("retry.backoff", &policy.backoff, default.backoff)?;
+    let max_backoff = span("retry.max_backoff", &policy.max_backoff, default.max_backoff)?;
     Ok(RetryPolicy {
         http,
         grpc: policy.grpc.clone(),
         limit: policy.limit,
         per_try_timeout: duration("retry.per_try_timeout", policy.per_try_timeout.as_ref())?,
         methods: methods(&policy.methods)?,
+        backoff,
+        max_backoff: max_backoff.max(backoff),
         budget: policy.budget.as_ref().map(budget).transpose()?.unwrap_or_default(),
     })
 }
@@ -193,6 +198,8 @@ pub(super) fn timeouts(policy: &pb::TimeoutPolicy) -> Result<TimeoutPolicy, Wire
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn absent_fields_are_the_documented_defaults() {
         let policy = policy(&pb::Service::default()).unwrap();
@@ -223,6 +230,11 @@ mod tests {
             affinity: Some(pb::SessionAffinity {
                 by: Some(By::Cookie(pb::AffinityCookie { name: "a".to_owned(), timeout: None })),
             }),
+            retry: Some(pb::RetryPolicy {
+                backoff: Some(seconds(2)),
+                max_backoff: Some(seconds(1)),
+                ..Default::default()
+            }),
             bulkheads: Some(pb::Bulkheads { max_in_flight: Some(7), ..Default::default() }),
             ..Default::default()
         };
@@ -234,6 +246,9 @@ mod tests {
         assert_eq!(policy.affinity, Some(affinity));
         let bulkheads = Bulkheads { max_in_flight: Some(7), ..Bulkheads::default() };
         assert_eq!(policy.bulkheads, bulkheads);
+        let retry = policy.retry.unwrap();
+        assert_eq!((retry.backoff, retry.max_backoff), (2 * SECOND, 2 * SECOND));
+        assert_eq!(retry.budget, BudgetPolicy::default());
     }
 
     #[test]

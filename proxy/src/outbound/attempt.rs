@@ -14,7 +14,7 @@ use super::{Outbound, Snapshot, Upstream, dial::Key, done::Done};
 use crate::{
     balance::{
         pick::{NoEndpoint, Tried, Wish, pick},
-        retry::{self, Answer, Sent, StopReason, Verdict},
+        retry::{self, Answer, Pushback, Sent, StopReason, Verdict},
         stats::{FailureKind, InFlight, Outcome},
     },
     decisions::Failed,
@@ -240,13 +240,16 @@ impl<'a> Exchange<'a> {
             Err(failed) => (failed.error.sent(), Answer::Http(failed.error.status())),
         };
         let endpoints = self.snapshot.endpoints.len();
-        let attempt = retry::Attempt { sent, answer, retries, resends, endpoints };
+        let (pushback, backoffs) = (Pushback::None, retries);
+        let attempt =
+            retry::Attempt { sent, answer, pushback, retries, backoffs, resends, endpoints };
         let replayable = body.is_none_or(Replay::is_replayable);
+        let request = retry::Request { method: &parts.method, keyed: false, replayable };
         let now = Instant::now().into_std();
         let budget = policy.map(|_| self.upstream.traffic().budget(&self.snapshot.policy));
         let mut rng = self.outbound.rng.lock();
         let budget = budget.as_deref();
-        retry::decide(policy, attempt, &parts.method, budget, replayable, now, &mut rng)
+        retry::decide(policy, request, attempt, budget, now, &mut rng)
     }
 
     fn record(&self, parts: &request::Parts, error: &Error, tried: &[Arc<Endpoint>]) {
@@ -276,7 +279,7 @@ impl<'a> Exchange<'a> {
             StopReason::NotRetryable if retries > 0 => {
                 traffic.retries_succeeded.fetch_add(1, Ordering::Relaxed);
             }
-            StopReason::NotRetryable | StopReason::NotReplayable => {}
+            StopReason::NotRetryable | StopReason::NotReplayable | StopReason::Pushback => {}
         }
     }
 
