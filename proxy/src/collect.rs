@@ -97,11 +97,12 @@ impl Collector for MeshCollector {
             "Responses given to the application",
             responses,
         )?;
-        let results: [(&str, Counter); 4] = [
+        let results: [(&str, Counter); 5] = [
             ("sent", |t| &t.retries),
             ("succeeded", |t| &t.retries_succeeded),
             ("limit", |t| &t.retry_limit),
             ("budget", |t| &t.retry_budget),
+            ("pushback", |t| &t.retry_pushback),
         ];
         let retries = services.iter().flat_map(|(id, all)| {
             results.iter().map(move |(word, pick)| {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod decisions;
 pub mod discovery;
 pub mod error;
+pub mod fields;
 pub mod http;
 pub mod inbound;
 pub mod metrics;

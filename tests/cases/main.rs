@@ -1,5 +1,6 @@
 //! End-to-end cases.
 
 mod kube;
+mod policy;
 mod proxy;
 mod up;

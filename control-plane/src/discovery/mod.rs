@@ -34,7 +34,7 @@ use crate::{
 };
 
 mod stream;
-mod wire;
+pub mod wire;
 
 use stream::{Shared, Stream};
 

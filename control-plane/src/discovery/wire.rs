@@ -7,7 +7,14 @@ use remora_proto::v1::{self as pb, watch_response};
 
 use crate::index::{
     answer::{Answer, Endpoint, Inbound, PodPort, Snapshot},
-    policy::{Algorithm, Balancer, Breaker, Retry, Timeouts},
+    policy::{
+        affinity::Affinity,
+        balancer::{Algorithm, Balancer, HashOn},
+        breaker::Breaker,
+        bulkheads::Bulkheads,
+        retry::Retry,
+        timeouts::Timeouts,
+    },
     protocol::Protocol,
 };
 
@@ -63,7 +70,9 @@ fn response(kind: watch_response::Kind) -> pb::WatchResponse {
     pb::WatchResponse { kind: Some(kind) }
 }
 
-fn service(snapshot: &Snapshot) -> pb::Service {
+/// A Service's port with its endpoints.
+#[must_use]
+pub fn service(snapshot: &Snapshot) -> pb::Service {
     let head = &snapshot.head;
     pb::Service {
         namespace: head.service.namespace.to_string(),
@@ -77,6 +86,8 @@ fn service(snapshot: &Snapshot) -> pb::Service {
         timeouts: Some(timeouts(&head.policy.timeouts)),
         routes: Vec::new(),
         endpoints: snapshot.endpoints.iter().map(|e| endpoint(e)).collect(),
+        affinity: head.policy.affinity.as_ref().map(affinity),
+        bulkheads: Some(bulkheads(&head.policy.bulkheads)),
     }
 }
 
@@ -123,12 +134,47 @@ fn balancer(policy: &Balancer) -> pb::BalancerPolicy {
         Algorithm::LeastRequest => Wire::LeastRequest,
         Algorithm::RoundRobin => Wire::RoundRobin,
         Algorithm::Random => Wire::Random,
+        Algorithm::RingHash => Wire::RingHash,
     };
     pb::BalancerPolicy {
         algorithm: algorithm.into(),
         default_rtt: policy.default_rtt.map(duration),
         decay: policy.decay.map(duration),
         failure_penalty: policy.failure_penalty.map(duration),
+        hash_on: (policy.algorithm == Algorithm::RingHash).then(|| hash_on(&policy.hash_on)),
+        slow_start: policy.slow_start.map(duration),
+    }
+}
+
+fn hash_on(on: &HashOn) -> pb::HashOn {
+    use pb::hash_on::On;
+    let on = match on {
+        HashOn::Header(name) => On::Header(name.clone()),
+        HashOn::Cookie(name) => On::Cookie(name.clone()),
+        HashOn::ClientAddress => On::ClientAddress(pb::ClientAddress {}),
+    };
+    pb::HashOn { on: Some(on) }
+}
+
+fn affinity(affinity: &Affinity) -> pb::SessionAffinity {
+    use pb::session_affinity::By;
+    let by = match affinity {
+        Affinity::Cookie { name, timeout } => {
+            By::Cookie(pb::AffinityCookie { name: name.clone(), timeout: timeout.map(duration) })
+        }
+        Affinity::ClientAddress { timeout } => {
+            By::ClientAddress(pb::AffinityAddress { timeout: Some(duration(*timeout)) })
+        }
+    };
+    pb::SessionAffinity { by: Some(by) }
+}
+
+fn bulkheads(policy: &Bulkheads) -> pb::Bulkheads {
+    pb::Bulkheads {
+        max_connections: policy.max_connections,
+        max_in_flight: policy.max_in_flight,
+        max_pending: policy.max_pending,
+        pending_timeout: policy.pending_timeout.map(duration),
     }
 }
 
@@ -155,7 +201,13 @@ fn retry(policy: &Retry) -> pb::RetryPolicy {
         limit: policy.limit,
         per_try_timeout: policy.per_try_timeout.map(duration),
         methods: policy.methods.clone(),
-        budget: None,
+        budget: Some(pb::RetryBudget {
+            ratio: policy.budget.ratio,
+            min_per_second: policy.budget.min_per_second,
+            window: Some(duration(policy.budget.window)),
+        }),
+        backoff: Some(duration(policy.backoff)),
+        max_backoff: Some(duration(policy.max_backoff)),
     }
 }
 

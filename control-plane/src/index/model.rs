@@ -77,7 +77,7 @@ impl Service {
             (port.number, ServicePort { name: port.name.clone(), app_protocol })
         });
         let map = object.meta.annotations.to_map();
-        let policy = Policy::parse(&map, old.map(|old| &old.policy), warn);
+        let policy = Policy::parse(&map, object.client_ip, old.map(|old| &old.policy), warn);
         Self {
             object: Arc::clone(object),
             ports: ports.collect(),

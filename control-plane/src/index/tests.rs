@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     answer::{Endpoint, Inbound},
-    policy::Timeouts,
+    policy::{affinity::Affinity, timeouts::Timeouts},
     protocol::Protocol,
     *,
 };
@@ -343,7 +343,7 @@ fn a_bad_annotation_is_a_warning_with_object_and_mend() {
     );
     assert_eq!(
         warnings[1],
-        "Service shop/orders: annotation balancer.remora.io/failure-accrual: \"sometimes\": use consecutive or none; what held before, or else the default, stays in force"
+        "Service shop/orders: annotation balancer.remora.io/failure-accrual: \"sometimes\": use consecutive, success-rate or none; what held before, or else the default, stays in force"
     );
 }
 
@@ -357,6 +357,23 @@ fn a_policy_that_turns_bad_stays_as_it_was() {
     assert_eq!(index.apply([timeout("fast")]).warnings.len(), 0, "told once");
     let Answer::Service(snapshot) = at(&index, "10.96.0.5:80") else { panic!() };
     assert_eq!(snapshot.head.policy.timeouts.request.unwrap().as_secs(), 3);
+}
+
+#[test]
+fn session_affinity_of_the_service_is_policy_and_follows_its_changes() {
+    let spec = |affinity: &str| {
+        json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80}], "sessionAffinity": affinity,
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}})
+    };
+    let affinity = |index: &Index| {
+        let Answer::Service(snapshot) = at(index, "10.96.0.5:80") else { panic!() };
+        snapshot.head.policy.affinity.clone()
+    };
+    let mut index = index([service("orders", spec("ClientIP"), json!({}))]);
+    let timeout = std::time::Duration::from_secs(60);
+    assert_eq!(affinity(&index), Some(Affinity::ClientAddress { timeout }));
+    index.apply([service("orders", spec("None"), json!({}))]);
+    assert_eq!(affinity(&index), None);
 }
 
 fn inbound(index: &Index, pod: &str) -> Arc<Inbound> {

@@ -1,7 +1,7 @@
 //! Objects reduced to what the index reads. A whole Pod is some 10 kB of which a few hundred bytes
 //! matter here; this is the one place that says which.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
@@ -11,6 +11,9 @@ use remora_core::names::annotations;
 
 /// Label that ties a slice to its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// `timeoutSeconds` of `sessionAffinity: ClientIP`: the API's default and its bounds.
+const CLIENT_IP_TIMEOUT: i32 = 10_800;
+pub(super) const CLIENT_IP_TIMEOUTS: std::ops::RangeInclusive<i32> = 1..=86_400;
 /// Label of a Node's zone, and where a Pod has it, of the Pod's.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
@@ -65,6 +68,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.
     pub node_local: bool,
+    /// `sessionAffinity: ClientIP`: for how long after the last use.
+    pub client_ip: Option<Duration>,
 }
 
 /// How a Service serves.
@@ -224,8 +229,19 @@ impl From<&core::Service> for Service {
             kind,
             ports: ports.collect(),
             node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            client_ip: client_ip(spec),
         }
     }
+}
+
+fn client_ip(spec: &core::ServiceSpec) -> Option<Duration> {
+    spec.session_affinity.as_deref().filter(|kind| *kind == "ClientIP")?;
+    let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+    let seconds = config.and_then(|client_ip| client_ip.timeout_seconds);
+    let (least, most) = CLIENT_IP_TIMEOUTS.into_inner();
+    // The API server lets nothing else pass.
+    let seconds = seconds.unwrap_or(CLIENT_IP_TIMEOUT).clamp(least, most);
+    Some(Duration::from_secs(u64::from(seconds.unsigned_abs())))
 }
 
 impl From<&discovery::EndpointSlice> for EndpointSlice {
@@ -333,6 +349,24 @@ mod tests {
         assert_eq!(&*slice(names).service, "");
         let loose = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": []});
         assert_eq!(&*slice(loose).service, "");
+    }
+
+    #[test]
+    fn session_affinity_is_read_with_the_apis_default() {
+        let client_ip = |spec: Value| {
+            let object = json!({"metadata": {"name": "cart"}, "spec": spec});
+            let object: core::Service = serde_json::from_value(object).unwrap();
+            Service::from(&object).client_ip.map(|timeout| timeout.as_secs())
+        };
+        let config = |seconds| json!({"clientIP": {"timeoutSeconds": seconds}});
+        assert_eq!(client_ip(json!({})), None);
+        assert_eq!(client_ip(json!({"sessionAffinity": "None"})), None);
+        assert_eq!(client_ip(json!({"sessionAffinity": "ClientIP"})), Some(10_800));
+        for (seconds, expected) in [(1, 1), (86_400, 86_400), (0, 1), (-5, 1), (100_000, 86_400)] {
+            let spec =
+                json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config(seconds)});
+            assert_eq!(client_ip(spec), Some(expected));
+        }
     }
 
     #[test]

@@ -413,5 +413,11 @@ impl Word {
 }
 
 #[cfg(test)]
+#[path = "breaker_model_tests.rs"]
+mod model_tests;
+#[cfg(test)]
+#[path = "breaker_rules_tests.rs"]
+mod rules_tests;
+#[cfg(test)]
 #[path = "breaker_tests.rs"]
 mod tests;

@@ -1,77 +1,58 @@
-use std::{
-    sync::{
-        Barrier,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-};
-
 use proptest::prelude::*;
 
 use super::*;
 
-fn policy() -> BreakerPolicy {
+pub(super) fn policy() -> BreakerPolicy {
     BreakerPolicy { consecutive_failures: 3, jitter_ratio: 0.0, ..BreakerPolicy::default() }
 }
 
-struct Fixture {
-    breaker: Breaker,
-    policy: BreakerPolicy,
+pub(super) struct Fixture {
+    pub(super) breaker: Breaker,
+    pub(super) policy: BreakerPolicy,
     epoch: Instant,
     rng: fastrand::Rng,
 }
 
 impl Fixture {
-    fn new(policy: BreakerPolicy) -> Self {
+    pub(super) fn new(policy: BreakerPolicy) -> Self {
         let epoch = crate::balance::sim_tests::epoch();
         let rng = fastrand::Rng::with_seed(1);
         Self { breaker: Breaker::new(epoch), policy, epoch, rng }
     }
 
-    fn at(&self, millis: u64) -> Instant {
+    pub(super) fn at(&self, millis: u64) -> Instant {
         self.epoch + Duration::from_millis(millis)
     }
 
-    fn record(&mut self, ticket: Ticket, health: Health, millis: u64) -> Option<Ejection> {
+    pub(super) fn record(
+        &mut self,
+        ticket: Ticket,
+        health: Health,
+        millis: u64,
+    ) -> Option<Ejection> {
         let now = self.at(millis);
         self.breaker.record(ticket, health, now, Some(&self.policy), &mut self.rng)
     }
 
-    fn end(&mut self, health: Health, millis: u64) -> Option<Ejection> {
+    pub(super) fn end(&mut self, health: Health, millis: u64) -> Option<Ejection> {
         let ticket = self.breaker.ticket();
         self.record(ticket, health, millis)
     }
 
-    fn trip(&mut self, millis: u64) -> Ejection {
+    pub(super) fn trip(&mut self, millis: u64) -> Ejection {
         for _ in 1..self.policy.consecutive_failures {
             assert_eq!(self.end(Health::Bad, millis), None);
         }
         self.end(Health::Bad, millis).unwrap()
     }
 
-    fn probe(&self, millis: u64) -> Option<Ticket> {
+    pub(super) fn probe(&self, millis: u64) -> Option<Ticket> {
         self.breaker.try_probe(self.at(millis))
     }
 
-    fn state(&self, millis: u64) -> State {
+    pub(super) fn state(&self, millis: u64) -> State {
         self.breaker.state(self.at(millis))
     }
-}
-
-#[test]
-fn failures_in_a_row_open_it_and_a_success_breaks_the_row() {
-    let mut f = Fixture::new(policy());
-    for health in [Health::Bad, Health::Bad, Health::Good, Health::Bad, Health::Bad] {
-        assert_eq!(f.end(health, 0), None);
-    }
-    let ejection = f.end(Health::Bad, 7).unwrap();
-    let reason = Reason::ConsecutiveFailures;
-    assert_eq!(ejection, Ejection { reason, penalty: Duration::from_secs(1), again: false });
-    assert_eq!(f.state(8), State::Open);
-    assert_eq!(f.breaker.reason(), Some(reason));
-    assert_eq!(f.breaker.since(), Some(f.at(7)));
-    assert_eq!(f.breaker.next_probe(), Some(f.at(1007)));
-    assert_eq!(f.breaker.trips(), 1);
 }
 
 #[test]
@@ -138,37 +119,6 @@ fn answers_to_requests_from_before_the_trip_change_nothing() {
 }
 
 #[test]
-fn a_low_success_rate_opens_it_once_there_are_enough_requests() {
-    let mut f = Fixture::new(BreakerPolicy {
-        consecutive_failures: 0,
-        success_rate_threshold: 0.8,
-        ..policy()
-    });
-    for _ in 0..4 {
-        assert_eq!(f.end(Health::Refusing, 0), None);
-    }
-    assert_eq!(f.end(Health::Good, 0).unwrap().reason, Reason::SuccessRate);
-    // The window starts empty after a probe.
-    let probe = f.probe(1000).unwrap();
-    assert_eq!(f.record(probe, Health::Good, 1000), None);
-    for _ in 0..4 {
-        assert_eq!(f.end(Health::Bad, 1001), None);
-    }
-    // What has left the window does not count.
-    assert_eq!(f.end(Health::Bad, 20_000), None);
-}
-
-#[test]
-fn where_both_rules_hold_the_run_of_failures_is_the_reason() {
-    let mut f = Fixture::new(BreakerPolicy {
-        consecutive_failures: 5,
-        success_rate_threshold: 0.8,
-        ..policy()
-    });
-    assert_eq!(f.trip(0).reason, Reason::ConsecutiveFailures);
-}
-
-#[test]
 fn refusals_are_no_failures_in_a_row_but_fail_a_probe() {
     let mut f = Fixture::new(policy());
     for _ in 0..50 {
@@ -199,60 +149,292 @@ fn a_policy_without_breaker_closes_what_was_open() {
 }
 
 #[test]
-fn threads_that_race_for_a_due_probe_get_exactly_one() {
-    const THREADS: usize = 4;
-    const ROUNDS: u64 = 300;
-    let mut f = Fixture::new(BreakerPolicy {
-        min_penalty: Duration::from_millis(1),
-        max_penalty: Duration::from_millis(1),
-        ..policy()
-    });
-    f.trip(0);
-    let (f, probes, barrier) = (&f, &AtomicUsize::new(0), &Barrier::new(THREADS));
-    thread::scope(|scope| {
-        for thread in 0..THREADS {
-            scope.spawn(move || {
-                let mut rng = fastrand::Rng::with_seed(thread as u64);
-                for round in 0..ROUNDS {
-                    barrier.wait();
-                    let now = f.at(10 * (round + 1));
-                    let probe = f.breaker.try_probe(now);
-                    probes.fetch_add(usize::from(probe.is_some()), Ordering::SeqCst);
-                    barrier.wait();
-                    // Given up or failed in turns: either way the next round has one again.
-                    match probe {
-                        Some(ticket) if round % 2 == 0 => f.breaker.release(ticket),
-                        Some(ticket) => {
-                            let policy = Some(&f.policy);
-                            f.breaker.record(ticket, Health::Bad, now, policy, &mut rng);
-                        }
-                        None => {}
-                    }
-                }
-            });
-        }
-    });
-    assert_eq!(probes.load(Ordering::SeqCst) as u64, ROUNDS);
+fn a_new_breaker_is_closed_and_has_nothing_to_tell() {
+    let f = Fixture::new(policy());
+    assert_eq!((f.state(0), f.state(99_000)), (State::Closed, State::Closed));
+    assert!(f.breaker.is_closed() && !f.breaker.doubts());
+    assert_eq!((f.breaker.reason(), f.breaker.since(), f.breaker.next_probe()), (None, None, None));
+    assert_eq!(f.breaker.trips(), 0);
+    assert!(f.probe(99_000).is_none(), "nothing to find out");
 }
 
 #[test]
-fn threads_that_fail_together_trip_it_once() {
-    let f = Fixture::new(policy());
-    let (f, ejections) = (&f, &AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for thread in 0..4 {
-            scope.spawn(move || {
-                let mut rng = fastrand::Rng::with_seed(thread);
-                for _ in 0..100 {
-                    let ticket = f.breaker.ticket();
-                    let policy = Some(&f.policy);
-                    let tripped = f.breaker.record(ticket, Health::Bad, f.at(0), policy, &mut rng);
-                    ejections.fetch_add(usize::from(tripped.is_some()), Ordering::SeqCst);
-                }
-            });
+fn only_a_probes_ticket_says_that_it_is_one() {
+    let mut f = Fixture::new(policy());
+    assert!(!f.breaker.ticket().is_probe());
+    f.trip(0);
+    assert!(!f.breaker.ticket().is_probe());
+    assert!(f.probe(1000).unwrap().is_probe());
+    assert!(!f.breaker.ticket().is_probe());
+}
+
+#[test]
+fn while_open_results_neither_close_it_nor_lengthen_the_penalty() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    for health in [Health::Good, Health::Bad, Health::Refusing] {
+        for millis in [1, 500, 999] {
+            assert_eq!(f.end(health, millis), None);
         }
+    }
+    assert_eq!((f.state(999), f.breaker.trips()), (State::Open, 1));
+    assert_eq!(f.breaker.next_probe(), Some(f.at(1000)));
+}
+
+#[test]
+fn while_half_open_only_the_probe_decides() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    // Sent although it is ejected: the floor spared it.
+    let spared = f.breaker.ticket();
+    let probe = f.probe(1000).unwrap();
+    for health in [Health::Good, Health::Bad, Health::Refusing] {
+        assert_eq!(f.end(health, 1001), None);
+        assert_eq!(f.state(1001), State::HalfOpen);
+    }
+    assert_eq!(f.record(probe, Health::Good, 1002), None);
+    // What was sent while it was open says nothing of what it is now.
+    assert_eq!(f.record(spared, Health::Bad, 1003), None);
+    assert!(!f.breaker.doubts());
+}
+
+#[test]
+fn it_stays_half_open_until_somebody_asks() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    assert_eq!(f.state(1_000_000), State::HalfOpen);
+    assert!(!f.breaker.is_closed());
+    assert_eq!(f.breaker.next_probe(), Some(f.at(1000)), "long due");
+    assert!(f.probe(1_000_000).is_some());
+    assert_eq!(f.breaker.next_probe(), None, "under way");
+}
+
+#[test]
+fn a_slow_healthy_probe_closes_it_however_long_it_took() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    let probe = f.probe(1000).unwrap();
+    for hour in 1..5 {
+        assert_eq!(f.state(hour * 3_600_000), State::HalfOpen);
+        assert!(f.probe(hour * 3_600_000).is_none(), "one at a time");
+    }
+    assert_eq!(f.record(probe, Health::Good, 5 * 3_600_000), None);
+    assert_eq!(f.state(5 * 3_600_000), State::Closed);
+}
+
+#[test]
+fn the_penalty_of_a_slow_probe_that_fails_begins_when_it_failed() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    let probe = f.probe(1000).unwrap();
+    assert!(f.record(probe, Health::Bad, 50_000).is_some());
+    assert_eq!(f.breaker.next_probe(), Some(f.at(52_000)));
+    assert!(f.probe(51_999).is_none() && f.probe(52_000).is_some());
+}
+
+#[test]
+fn a_failed_probe_tells_the_reason_and_the_time_of_the_first_trip() {
+    let rate = BreakerPolicy { consecutive_failures: 0, success_rate_threshold: 0.9, ..policy() };
+    let mut f = Fixture::new(rate);
+    for millis in 0..5 {
+        f.end(Health::Bad, millis);
+    }
+    let probe = f.probe(2000).unwrap();
+    let again = f.record(probe, Health::Bad, 2000).unwrap();
+    assert_eq!((again.reason, again.again), (Reason::SuccessRate, true));
+    assert_eq!(f.breaker.reason(), Some(Reason::SuccessRate));
+    assert_eq!(f.breaker.since(), Some(f.at(4)));
+}
+
+#[test]
+fn an_ordinary_request_given_up_hands_nobody_the_probe() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    let (ordinary, probe) = (f.breaker.ticket(), f.probe(1000).unwrap());
+    f.breaker.release(ordinary);
+    assert!(f.probe(1001).is_none());
+    f.breaker.release(probe);
+    assert!(f.probe(1001).is_some());
+}
+
+#[test]
+fn a_probe_given_up_again_and_again_leaves_the_penalty_as_it_was() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    for millis in 1000..1100 {
+        let probe = f.probe(millis).unwrap();
+        f.breaker.release(probe);
+    }
+    assert_eq!(f.breaker.trips(), 1);
+    let probe = f.probe(1100).unwrap();
+    assert_eq!(f.record(probe, Health::Bad, 1100).unwrap().penalty, Duration::from_secs(2));
+}
+
+#[test]
+fn a_trip_after_a_success_begins_with_the_first_penalty_again() {
+    let mut f = Fixture::new(policy());
+    for round in 0..5 {
+        let now = 10_000 * round;
+        let ejection = f.trip(now);
+        assert_eq!((ejection.penalty, ejection.again), (Duration::from_secs(1), false));
+        assert_eq!(f.breaker.since(), Some(f.at(now)));
+        let probe = f.probe(now + 1000).unwrap();
+        assert_eq!(f.record(probe, Health::Good, now + 1000), None);
+        assert_eq!(f.breaker.since(), None);
+    }
+    assert_eq!(f.breaker.trips(), 5);
+}
+
+#[test]
+fn a_probes_success_is_no_credit_and_leaves_no_debt() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    let probe = f.probe(1000).unwrap();
+    f.record(probe, Health::Good, 1000);
+    assert!(!f.breaker.doubts());
+    assert_eq!((f.end(Health::Bad, 1001), f.end(Health::Bad, 1001)), (None, None));
+    assert!(f.end(Health::Bad, 1001).is_some());
+}
+
+#[test]
+fn a_penalty_below_a_millisecond_lasts_one() {
+    let min_penalty = Duration::from_micros(1);
+    let mut f = Fixture::new(BreakerPolicy { min_penalty, max_penalty: min_penalty, ..policy() });
+    f.trip(7);
+    assert!(f.probe(7).is_none() && f.probe(8).is_some());
+}
+
+#[test]
+fn a_longest_penalty_below_the_first_gives_way() {
+    let (min_penalty, max_penalty) = (Duration::from_secs(5), Duration::from_secs(1));
+    let mut f = Fixture::new(BreakerPolicy { min_penalty, max_penalty, ..policy() });
+    assert_eq!(f.trip(0).penalty, min_penalty);
+    let probe = f.probe(5000).unwrap();
+    assert_eq!(f.record(probe, Health::Bad, 5000).unwrap().penalty, min_penalty);
+}
+
+#[test]
+fn jitter_comes_on_top_of_the_longest_penalty_too() {
+    let jittered = BreakerPolicy { jitter_ratio: 1.0, ..policy() };
+    let mut rng = fastrand::Rng::with_seed(7);
+    let drawn: Vec<_> = (0..100).map(|_| penalty(&jittered, 31, &mut rng).as_secs_f64()).collect();
+    assert!(drawn.iter().all(|p| (60.0..=120.0).contains(p)));
+    assert!(drawn.iter().any(|p| *p > 110.0));
+}
+
+#[test]
+fn penalties_without_end_do_not_overflow() {
+    let most = Duration::from_secs(i64::MAX.unsigned_abs());
+    let endless = BreakerPolicy { max_penalty: most, jitter_ratio: 1.0, ..policy() };
+    let mut f = Fixture::new(endless);
+    f.trip(0);
+    let mut now = 1;
+    // Far more trips than the word counts; times far beyond what it holds.
+    for _ in 0..40 {
+        now += 1 << 38;
+        if let Some(probe) = f.probe(now) {
+            assert!(f.record(probe, Health::Bad, now).is_some());
+        }
+    }
+    assert!(f.breaker.trips() > 30);
+    f.policy.min_penalty = most;
+    let last = f.at(Word::VALUE_MAX);
+    assert!(f.breaker.next_probe().is_none_or(|due| due <= last));
+}
+
+#[test]
+fn generations_come_round() {
+    let mut f = Fixture::new(policy());
+    let last = Word { generation: Word::GENERATION_MASK, ..Word::CLOSED };
+    f.breaker.word.store(last.pack(), Ordering::SeqCst);
+    let old = f.breaker.ticket();
+    f.trip(0);
+    let probe = f.probe(1000).unwrap();
+    assert_eq!(f.record(probe, Health::Good, 1000), None);
+    assert_eq!(f.record(old, Health::Bad, 1001), None);
+    assert!(f.breaker.is_closed() && !f.breaker.doubts());
+    f.trip(1002);
+}
+
+#[test]
+fn answers_from_two_trips_ago_change_nothing_either() {
+    let mut f = Fixture::new(policy());
+    let old: Vec<_> = (0..10).map(|_| f.breaker.ticket()).collect();
+    for now in [0, 2000] {
+        f.trip(now);
+        let probe = f.probe(now + 1000).unwrap();
+        f.record(probe, Health::Good, now + 1000);
+    }
+    for ticket in old {
+        assert_eq!(f.record(ticket, Health::Bad, 5000), None);
+    }
+    assert_eq!((f.state(5000), f.breaker.trips()), (State::Closed, 2));
+}
+
+#[test]
+fn a_clock_read_earlier_by_another_worker_is_harmless() {
+    let mut f = Fixture::new(policy());
+    f.trip(5000);
+    assert!(f.probe(0).is_none() && f.probe(5999).is_none());
+    let probe = f.probe(6000).unwrap();
+    // Its failure is reported with a clock from before it began.
+    assert!(f.record(probe, Health::Bad, 5900).is_some());
+    assert_eq!(f.breaker.next_probe(), Some(f.at(7900)));
+    let before_everything = f.epoch.checked_sub(Duration::from_secs(1)).unwrap();
+    assert_eq!(f.breaker.state(before_everything), State::Open);
+}
+
+#[test]
+fn a_breaker_that_comes_back_into_the_policy_begins_anew() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    let (probe, now) = (f.probe(1000).unwrap(), f.at(1000));
+    assert_eq!(f.breaker.record(probe, Health::Bad, now, None, &mut f.rng), None);
+    assert_eq!((f.state(1000), f.breaker.reason()), (State::Closed, None));
+    assert_eq!(f.trip(1001).penalty, Duration::from_secs(1), "the past is forgotten");
+}
+
+#[test]
+fn a_probe_from_before_the_breaker_was_dropped_decides_nothing_afterwards() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    let [old, older] = std::array::from_fn(|_| {
+        let (probe, other, now) = (f.probe(1000).unwrap(), f.breaker.ticket(), f.at(1000));
+        f.breaker.record(other, Health::Good, now, None, &mut f.rng);
+        assert!(f.breaker.is_closed());
+        f.trip(0);
+        probe
     });
-    assert_eq!((ejections.load(Ordering::SeqCst), f.breaker.trips()), (1, 1));
+    let probe = f.probe(1000).unwrap();
+    assert_eq!(f.record(old, Health::Good, 1001), None);
+    f.breaker.release(older);
+    assert!(f.state(1001) == State::HalfOpen && f.probe(1001).is_none(), "the new one decides");
+    assert_eq!(f.record(probe, Health::Good, 1002), None);
+    assert!(f.breaker.is_closed());
+}
+
+#[test]
+fn a_policy_without_breaker_takes_no_count() {
+    let mut f = Fixture::new(policy());
+    for _ in 0..100 {
+        let (ticket, now) = (f.breaker.ticket(), f.at(0));
+        assert_eq!(f.breaker.record(ticket, Health::Bad, now, None, &mut f.rng), None);
+    }
+    assert!(!f.breaker.doubts());
+    f.trip(0);
+}
+
+#[test]
+fn rules_that_are_switched_off_while_it_is_open_leave_the_probe_to_close_it() {
+    let mut f = Fixture::new(policy());
+    f.trip(0);
+    f.policy.consecutive_failures = 0;
+    assert_eq!(f.state(999), State::Open);
+    let probe = f.probe(1000).unwrap();
+    assert_eq!(f.record(probe, Health::Good, 1000), None);
+    for _ in 0..100 {
+        assert_eq!(f.end(Health::Bad, 1001), None);
+    }
 }
 
 proptest! {

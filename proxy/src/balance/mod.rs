@@ -4,8 +4,9 @@
 //! One request goes through the files like this:
 //!
 //! 1. [`retry::Budget::deposit`] counts it.
-//! 2. [`pick::pick`] takes one endpoint of the Service's current snapshot, by the cost that
-//!    [`ewma`] estimates and the state that [`breaker`] keeps, and hands back a guard.
+//! 2. [`pick::pick`] takes one endpoint of the Service's current [`Endpoints`], by the cost that
+//!    [`ewma`] estimates or on a [`ring`], by the endpoint that [`affinity`] remembers and the state
+//!    that [`breaker`] keeps, and hands back a guard.
 //! 3. The guard, [`stats::InFlight`], counts the request as in flight until it is dropped. The
 //!    caller reports how it ended; that feeds the estimate and the breaker. A guard dropped
 //!    without a report is a request that the client gave up.
@@ -15,17 +16,23 @@
 //! [`stats::EndpointStats`] belongs to one endpoint and is shared by all workers of the process.
 //! Everything in it is atomic: no lock is taken between picking and reporting.
 
+pub mod affinity;
 pub mod breaker;
+pub mod bulkhead;
+pub mod endpoints;
 pub mod ewma;
 pub mod pick;
 pub mod policy;
 pub mod retry;
+pub mod ring;
 pub mod stats;
+pub mod token;
 mod window;
 
 #[cfg(test)]
 mod sim_tests;
 
+pub use endpoints::Endpoints;
 pub use stats::EndpointStats;
 
 use std::time::Instant;

@@ -10,10 +10,26 @@
 //! **Which one.** Peak EWMA takes the cheaper of two, where their estimates differ by more than
 //! noise (a fifth, and a millisecond); otherwise the one with fewer requests in flight, or a coin.
 //!
+//! **A key.** With [`Algorithm::RingHash`] a request with a key goes to the key's owner on the
+//! [`Ring`]; where that is ejected or tried, to the next endpoint clockwise that is
+//! not. So an ejection moves the keys of the ejected one only, and they come back. A request
+//! without a key is balanced by peak EWMA.
+//!
+//! **A preferred endpoint** is taken before all of that while it is neither ejected nor tried;
+//! otherwise the choice is made as if there were none.
+//!
+//! **Slow start.** While an endpoint is warming up ([`BalancerPolicy::slow_start`]) it is drawn by its
+//! warmth only, from 0.1 to 1, and is then compared with a warm one: so its share is that part of
+//! an even one, and less where it costs more. Where no endpoint is warm, none is held back.
+//! Keys and preferences do not look at it.
+//!
+//! [`BalancerPolicy::slow_start`]: super::policy::BalancerPolicy::slow_start
+//!
 //! **Probes.** A request that comes upon an ejected endpoint whose penalty is over becomes its
 //! probe, if it is the first to ask; the probe is one ordinary request and goes to that endpoint
 //! whatever it costs. A request that already failed once is a probe only where it would otherwise
-//! have to go back to where it failed.
+//! have to go back to where it failed. A request with a key or a preferred endpoint is a probe only of
+//! what it comes upon on its way, so that it is not led away from where it belongs.
 //!
 //! **Doubt.** A failure costs so much latency that an endpoint that fails every call would be
 //! shunned for minutes before it has failed often enough to be ejected. So one look in 32
@@ -35,12 +51,24 @@ use std::{
 
 use super::{
     breaker::Ticket,
+    endpoints::Endpoints,
     policy::{Algorithm, Policy},
+    ring::Ring,
     stats::{EndpointStats, InFlight},
 };
 
 /// See the module's documentation.
 const DOUBT_ODDS: u32 = 32;
+
+/// What a request asks of the choice, beside a good endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wish {
+    /// Position of the endpoint that its client had ([`Endpoints::find`]).
+    pub prefer: Option<usize>,
+    /// What [`Algorithm::RingHash`] goes by ([`super::policy::HashOn::key`]); other algorithms do
+    /// not look at it.
+    pub key: Option<u64>,
+}
 
 /// What this request's earlier attempts say of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,42 +109,62 @@ pub enum NoEndpoint {
 
 /// Chooses one of `endpoints` and begins a request to it.
 ///
-/// `cursor` is the Service's place for [`Algorithm::RoundRobin`]. While nobody in sight is ejected
-/// or tried this looks at two endpoints and allocates nothing; otherwise it looks at all of them.
+/// `cursor` is the Service's place for [`Algorithm::RoundRobin`]. While nobody in sight is ejected,
+/// tried or warming up this looks at two endpoints (for a key or a preference at one) and allocates
+/// nothing; otherwise it looks at all of them.
 ///
 /// # Errors
 /// See [`NoEndpoint`].
 pub fn pick<E: AsRef<EndpointStats>>(
-    endpoints: &[Arc<E>],
+    endpoints: &Endpoints<E>,
     policy: &Policy,
     cursor: &AtomicUsize,
+    wish: Wish,
     tried: impl Fn(&E) -> Tried,
     now: Instant,
     rng: &mut fastrand::Rng,
 ) -> Result<Picked<E>, NoEndpoint> {
-    let ctx = Context { endpoints, policy, cursor, now };
     if endpoints.is_empty() {
         return Err(NoEndpoint::Empty);
     }
-    let first = ctx.sample(endpoints.len(), rng);
+    let ctx = Context::new(endpoints, policy, cursor, now);
     let plain = |index: usize| {
         let endpoint = &endpoints[index];
         tried(endpoint) == Tried::No && !ctx.ejected(endpoint)
     };
-    if first.iter().all(|index| plain(*index)) {
-        return Ok(ctx.begin(ctx.cheaper(first, rng), None));
+    let wanted = ctx.preferred(wish).or_else(|| {
+        let (ring, key) = ctx.ring(wish)?;
+        ring.owner(key)
+    });
+    if let Some(index) = wanted {
+        if plain(index) {
+            return Ok(ctx.begin(index, None));
+        }
+    } else {
+        let pair = ctx.sample(endpoints.len(), rng);
+        let pair = ctx.warmed(pair, endpoints.len(), |index| index, rng);
+        if let Some(pair) = pair.filter(|pair| pair.iter().all(|index| plain(*index))) {
+            return Ok(ctx.begin(ctx.cheaper(pair, rng), None));
+        }
     }
-    ctx.pick_among_all(tried, rng)
+    ctx.pick_among_all(wish, tried, rng)
 }
 
 /// Estimates (in seconds) up to this one are all the same: scheduling, not service.
 const NOISE_FLOOR: f64 = 0.001;
 /// Estimates within this share of the larger one are the same.
 const NOISE_SHARE: f64 = 0.2;
+/// How often an endpoint is drawn until one is warm enough; then the choice is among the warm ones.
+/// Only where nearly all are cold is that noticed.
+const WARM_DRAWS: usize = 16;
 
 struct Context<'a, E> {
-    endpoints: &'a [Arc<E>],
+    endpoints: &'a Endpoints<E>,
     policy: &'a Policy,
+    /// What an ordinary choice goes by.
+    algorithm: Algorithm,
+    /// While somebody is warming up.
+    slow_start: Option<Duration>,
     cursor: &'a AtomicUsize,
     now: Instant,
 }
@@ -128,20 +176,44 @@ struct Candidate {
     tried: Tried,
     /// While ejected: when its next probe is due.
     ejected_until: Option<Instant>,
+    /// Whether it can be chosen although it may be ejected.
+    open: bool,
 }
 
-impl<E: AsRef<EndpointStats>> Context<'_, E> {
+impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
+    fn new(
+        endpoints: &'a Endpoints<E>,
+        policy: &'a Policy,
+        cursor: &'a AtomicUsize,
+        now: Instant,
+    ) -> Self {
+        let window = policy.balancer.slow_start;
+        let (algorithm, slow) = match policy.balancer.algorithm {
+            Algorithm::RingHash => (Algorithm::PeakEwma, false),
+            other => (other, !window.is_zero() && endpoints.warming(now, window)),
+        };
+        Self { endpoints, policy, algorithm, slow_start: slow.then_some(window), cursor, now }
+    }
+
+    fn preferred(&self, wish: Wish) -> Option<usize> {
+        wish.prefer.filter(|index| *index < self.endpoints.len())
+    }
+
+    fn ring(&self, wish: Wish) -> Option<(&Ring, u64)> {
+        self.endpoints.ring().zip(wish.key)
+    }
+
     /// Two different ones of `n`, or the same twice where one is enough.
     fn sample(&self, n: usize, rng: &mut fastrand::Rng) -> [usize; 2] {
-        match self.policy.balancer.algorithm {
-            Algorithm::PeakEwma | Algorithm::LeastRequest if n > 1 => {
+        match self.algorithm {
+            Algorithm::RoundRobin => [self.cursor.fetch_add(1, Ordering::Relaxed) % n; 2],
+            Algorithm::Random => [rng.usize(..n); 2],
+            _ if n > 1 => {
                 let a = rng.usize(..n);
                 let b = rng.usize(..n - 1);
                 [a, if b >= a { b + 1 } else { b }]
             }
-            Algorithm::PeakEwma | Algorithm::LeastRequest => [0; 2],
-            Algorithm::RoundRobin => [self.cursor.fetch_add(1, Ordering::Relaxed) % n; 2],
-            Algorithm::Random => [rng.usize(..n); 2],
+            _ => [0; 2],
         }
     }
 
@@ -149,7 +221,7 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         // `a` is a random one of the two, so an equal cost is a fair coin.
         let alike = a == b || self.alike(a, b);
         let (first, second) = if alike {
-            (f64::from(self.stats(a).in_flight()), f64::from(self.stats(b).in_flight()))
+            (self.pending(a), self.pending(b))
         } else {
             (self.cost(a, rng), self.cost(b, rng))
         };
@@ -160,29 +232,65 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
     /// equals would otherwise take all of a sequential client's requests, and only its estimate
     /// would ever be refreshed.
     fn alike(&self, a: usize, b: usize) -> bool {
-        if self.policy.balancer.algorithm != Algorithm::PeakEwma {
+        if self.algorithm != Algorithm::PeakEwma {
             return false;
         }
-        let rtt = |index: usize| {
-            let stats = self.stats(index);
-            stats.load(self.now, &self.policy.balancer) / (f64::from(stats.in_flight()) + 1.0)
-        };
-        let (a, b) = (rtt(a), rtt(b));
+        let (a, b) = (self.rtt(a), self.rtt(b));
         a.max(b) <= NOISE_FLOOR || (a - b).abs() <= NOISE_SHARE * a.max(b)
     }
 
     fn cost(&self, index: usize, rng: &mut fastrand::Rng) -> f64 {
-        let stats = self.stats(index);
-        match self.policy.balancer.algorithm {
-            Algorithm::PeakEwma if self.doubts(stats) && rng.u32(..DOUBT_ODDS) == 0 => 0.0,
-            Algorithm::PeakEwma => stats.load(self.now, &self.policy.balancer),
-            _ => f64::from(stats.in_flight()),
+        match self.algorithm {
+            Algorithm::PeakEwma if self.doubts(index) && rng.u32(..DOUBT_ODDS) == 0 => 0.0,
+            Algorithm::PeakEwma => self.rtt(index) * (self.pending(index) + 1.0),
+            _ => self.pending(index),
         }
     }
 
-    fn doubts(&self, stats: &EndpointStats) -> bool {
+    /// The estimate for one request, in seconds.
+    fn rtt(&self, index: usize) -> f64 {
+        let stats = self.stats(index);
+        stats.load(self.now, &self.policy.balancer) / (f64::from(stats.in_flight()) + 1.0)
+    }
+
+    fn pending(&self, index: usize) -> f64 {
+        f64::from(self.stats(index).in_flight())
+    }
+
+    fn warmth(&self, index: usize) -> f64 {
+        self.slow_start.map_or(1.0, |window| self.stats(index).warmth(self.now, window))
+    }
+
+    /// The pair as it is, while nobody warms up. Otherwise its first one counts by its warmth, or
+    /// another of the `n` is drawn in its place; the second is a warm one. `None` where none of
+    /// the draws counted.
+    fn warmed(
+        &self,
+        [mut a, b]: [usize; 2],
+        n: usize,
+        at: impl Fn(usize) -> usize,
+        rng: &mut fastrand::Rng,
+    ) -> Option<[usize; 2]> {
+        if self.slow_start.is_none() {
+            return Some([a, b]);
+        }
+        let one_is_enough = a == b;
+        for _ in 0..WARM_DRAWS {
+            let warmth = self.warmth(a);
+            if warmth >= 1.0 || rng.f64() < warmth {
+                let draws = if one_is_enough { 0 } else { WARM_DRAWS };
+                let mut others = (0..draws).map(|_| at(rng.usize(..n)));
+                let b = others.find(|b| *b != a && self.warmth(*b) >= 1.0);
+                return Some([a, b.unwrap_or(a)]);
+            }
+            a = at(rng.usize(..n));
+        }
+        None
+    }
+
+    fn doubts(&self, index: usize) -> bool {
         let rule = self.policy.breaker.as_ref().map_or(0, |breaker| breaker.consecutive_failures);
-        rule > 0 && stats.breaker().doubts()
+        rule > 0 && self.stats(index).breaker().doubts()
     }
 
     fn stats(&self, index: usize) -> &EndpointStats {
@@ -204,33 +312,21 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
 
     fn pick_among_all(
         &self,
+        wish: Wish,
         tried: impl Fn(&E) -> Tried,
         rng: &mut fastrand::Rng,
     ) -> Result<Picked<E>, NoEndpoint> {
         let seen = self.look(tried);
-        let probe = || {
-            let due = seen.iter().filter(|c| c.tried == Tried::No && c.ejected_until.is_some());
-            due.map(|c| c.index).find_map(|index| {
-                let ticket = self.stats(index).breaker().try_probe(self.now)?;
-                Some(self.begin(index, Some(ticket)))
-            })
-        };
-        let reprieve = reprieve(&seen);
-        let mut ordinary = |tried: Tried| {
-            let free = |until: Instant, index| Some((until, index)) <= reprieve;
-            let some: Vec<usize> = seen
-                .iter()
-                .filter(|c| c.tried == tried && c.ejected_until.is_none_or(|u| free(u, c.index)))
-                .map(|c| c.index)
-                .collect();
-            (!some.is_empty()).then(|| self.begin(self.choose(&some, rng), None))
-        };
         let fresh = seen.iter().all(|c| c.tried == Tried::No);
-        let picked = if fresh {
-            probe().or_else(|| ordinary(Tried::No))
-        } else {
-            ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
+        let preferred = self.preferred(wish).map(|index| &seen[index]);
+        let its_own = |c: &Candidate| {
+            let probe = if fresh { self.probe(c) } else { None };
+            probe.or_else(|| self.take(c, Tried::No))
         };
+        let picked = preferred.and_then(its_own).or_else(|| match self.ring(wish) {
+            Some((ring, key)) => self.pick_on_ring(ring, key, &seen, fresh),
+            None => self.pick_ordinary(&seen, fresh, rng),
+        });
         if let Some(picked) = picked {
             return Ok(picked);
         }
@@ -244,28 +340,87 @@ impl<E: AsRef<EndpointStats>> Context<'_, E> {
         })
     }
 
-    fn look(&self, tried: impl Fn(&E) -> Tried) -> Vec<Candidate> {
-        let look = |(index, endpoint): (usize, &Arc<E>)| Candidate {
-            index,
-            tried: tried(endpoint),
-            ejected_until: self
-                .policy
-                .breaker
-                .as_ref()
-                .and_then(|_| self.stats(index).breaker().ejected_until()),
+    fn pick_ordinary(
+        &self,
+        seen: &[Candidate],
+        fresh: bool,
+        rng: &mut fastrand::Rng,
+    ) -> Option<Picked<E>> {
+        let probe = || seen.iter().find_map(|c| self.probe(c));
+        let mut ordinary = |tried: Tried| {
+            let some: Vec<usize> =
+                seen.iter().filter(|c| c.tried == tried && c.open).map(|c| c.index).collect();
+            (!some.is_empty()).then(|| self.begin(self.choose(&some, rng), None))
         };
-        self.endpoints.iter().enumerate().map(look).collect()
+        if fresh {
+            return probe().or_else(|| ordinary(Tried::No));
+        }
+        ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
+    }
+
+    /// The first clockwise that will do.
+    fn pick_on_ring(
+        &self,
+        ring: &Ring,
+        key: u64,
+        seen: &[Candidate],
+        fresh: bool,
+    ) -> Option<Picked<E>> {
+        let walk = || ring.walk(key).map(|index| &seen[index]);
+        if fresh {
+            return walk().find_map(|c| self.probe(c).or_else(|| self.take(c, Tried::No)));
+        }
+        let ordinary = |tried| walk().find_map(|c| self.take(c, tried));
+        let probe = || walk().find_map(|c| self.probe(c));
+        ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
+    }
+
+    fn take(&self, candidate: &Candidate, tried: Tried) -> Option<Picked<E>> {
+        (candidate.tried == tried && candidate.open).then(|| self.begin(candidate.index, None))
+    }
+
+    fn probe(&self, candidate: &Candidate) -> Option<Picked<E>> {
+        candidate.ejected_until.filter(|_| candidate.tried == Tried::No)?;
+        let ticket = self.stats(candidate.index).breaker().try_probe(self.now)?;
+        Some(self.begin(candidate.index, Some(ticket)))
+    }
+
+    fn look(&self, tried: impl Fn(&E) -> Tried) -> Vec<Candidate> {
+        let until = |index| {
+            self.policy.breaker.as_ref().and_then(|_| self.stats(index).breaker().ejected_until())
+        };
+        let look = |(index, endpoint): (usize, &Arc<E>)| {
+            let ejected_until = until(index);
+            Candidate { index, tried: tried(endpoint), ejected_until, open: false }
+        };
+        let mut seen: Vec<Candidate> = self.endpoints.iter().enumerate().map(look).collect();
+        let reprieve = reprieve(&seen);
+        for c in &mut seen {
+            c.open = c.ejected_until.is_none_or(|until| Some((until, c.index)) <= reprieve);
+        }
+        seen
     }
 
     /// One of `some`, which is not empty. Where round robin cannot go in turn, it draws: what would
     /// have gone to an ejected endpoint is spread over all others instead of doubling its
     /// neighbour's load.
     fn choose(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
-        if self.policy.balancer.algorithm == Algorithm::RoundRobin {
-            return some[rng.usize(..some.len())];
-        }
-        let [a, b] = self.sample(some.len(), rng);
-        self.cheaper([some[a], some[b]], rng)
+        let sample = |some: &[usize], rng: &mut fastrand::Rng| match self.algorithm {
+            Algorithm::RoundRobin => [some[rng.usize(..some.len())]; 2],
+            _ => self.sample(some.len(), rng).map(|at| some[at]),
+        };
+        let pair = sample(some, rng);
+        let warm = |index: &usize| self.warmth(*index) >= 1.0;
+        let pair = if some.iter().any(warm) {
+            let warmed = self.warmed(pair, some.len(), |at| some[at], rng);
+            warmed.unwrap_or_else(|| {
+                let warm: Vec<usize> = some.iter().copied().filter(warm).collect();
+                sample(&warm, rng)
+            })
+        } else {
+            pair
+        };
+        self.cheaper(pair, rng)
     }
 }
 
@@ -282,3 +437,6 @@ fn reprieve(seen: &[Candidate]) -> Option<(Instant, usize)> {
 #[cfg(test)]
 #[path = "pick_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "pick_wish_tests.rs"]
+mod wish_tests;

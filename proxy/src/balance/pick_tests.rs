@@ -2,39 +2,57 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::balance::{
-    policy::{BalancerPolicy, BreakerPolicy},
+    policy::{Affinity, BalancerPolicy, BreakerPolicy},
     sim_tests::epoch,
     stats::{FailureKind, Outcome},
+    token::Token,
 };
 
-const MS: Duration = Duration::from_millis(1);
-const ALL: [Algorithm; 4] =
-    [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+const ALL: [Algorithm; 5] = [
+    Algorithm::PeakEwma,
+    Algorithm::LeastRequest,
+    Algorithm::RoundRobin,
+    Algorithm::Random,
+    Algorithm::RingHash,
+];
 
-struct Fixture {
-    endpoints: Vec<Arc<EndpointStats>>,
-    policy: Policy,
+pub(super) struct Fixture {
+    pub(super) endpoints: Endpoints<EndpointStats>,
+    pub(super) policy: Policy,
     cursor: AtomicUsize,
-    now: Instant,
-    rng: fastrand::Rng,
+    pub(super) now: Instant,
+    pub(super) rng: fastrand::Rng,
 }
 
 impl Fixture {
-    fn new(endpoints: usize, algorithm: Algorithm) -> Self {
+    pub(super) fn new(endpoints: usize, algorithm: Algorithm) -> Self {
         let now = epoch();
         let breaker =
             BreakerPolicy { consecutive_failures: 1, jitter_ratio: 0.0, ..Default::default() };
         let balancer = BalancerPolicy { algorithm, ..Default::default() };
+        let affinity = Some(Affinity::ClientAddress { timeout: SECOND });
+        let policy = Policy { balancer, affinity, breaker: Some(breaker), ..Default::default() };
+        let list = (0..endpoints).map(|n| Arc::new(EndpointStats::new(now).named(token(n))));
         Self {
-            endpoints: (0..endpoints).map(|_| Arc::new(EndpointStats::new(now))).collect(),
-            policy: Policy { balancer, breaker: Some(breaker), ..Default::default() },
+            endpoints: Endpoints::new(list.collect(), &policy),
+            policy,
             cursor: AtomicUsize::new(0),
             now,
             rng: fastrand::Rng::with_seed(1),
         }
     }
 
-    fn pick(&mut self) -> Result<Picked<EndpointStats>, NoEndpoint> {
+    /// Endpoints as after an update: those that `keep` names by token, and new ones.
+    pub(super) fn update(&mut self, keep: impl Fn(Token) -> bool, new: &[usize]) {
+        let old = self.endpoints.iter().filter(|e| keep(e.token())).cloned();
+        let joining = |n: &usize| EndpointStats::new(self.now).named(token(*n)).joining(self.now);
+        let list = old.chain(new.iter().map(|n| Arc::new(joining(n)))).collect();
+        self.endpoints = Endpoints::new(list, &self.policy);
+    }
+
+    pub(super) fn pick(&mut self) -> Result<Picked<EndpointStats>, NoEndpoint> {
         self.pick_trying(|_| Tried::No)
     }
 
@@ -42,19 +60,27 @@ impl Fixture {
         &mut self,
         tried: impl Fn(usize) -> Tried,
     ) -> Result<Picked<EndpointStats>, NoEndpoint> {
+        self.pick_wishing(Wish::default(), tried)
+    }
+
+    pub(super) fn pick_wishing(
+        &mut self,
+        wish: Wish,
+        tried: impl Fn(usize) -> Tried,
+    ) -> Result<Picked<EndpointStats>, NoEndpoint> {
         let of = |endpoint: &EndpointStats| {
             let same = |e: &Arc<EndpointStats>| std::ptr::eq(Arc::as_ptr(e), endpoint);
             tried(self.endpoints.iter().position(same).unwrap())
         };
-        pick(&self.endpoints, &self.policy, &self.cursor, of, self.now, &mut self.rng)
+        pick(&self.endpoints, &self.policy, &self.cursor, wish, of, self.now, &mut self.rng)
     }
 
-    fn end(&mut self, index: usize, rtt: Duration, outcome: Outcome) {
+    pub(super) fn end(&mut self, index: usize, rtt: Duration, outcome: Outcome) {
         let guard = InFlight::begin(Arc::clone(&self.endpoints[index]), self.now);
         guard.finish(self.now, rtt, outcome, &self.policy, &mut self.rng);
     }
 
-    fn eject(&mut self, index: usize) {
+    pub(super) fn eject(&mut self, index: usize) {
         self.end(index, MS, Outcome::Failure(FailureKind::Transport));
         assert!(!self.endpoints[index].breaker().is_closed());
     }
@@ -66,6 +92,10 @@ impl Fixture {
         seen.dedup();
         seen
     }
+}
+
+pub(super) fn token(n: usize) -> Token {
+    Token::of(([10, 0, 0, 1], u16::try_from(n).unwrap()).into(), "")
 }
 
 #[test]
@@ -89,6 +119,36 @@ fn a_new_endpoint_is_asked_at_once_but_not_flooded() {
     f.end(0, MS, Outcome::Success);
     let picked: Vec<_> = (0..10).map(|_| f.pick().unwrap()).collect();
     assert_eq!(picked.iter().filter(|p| p.index == 1).count(), 1);
+}
+
+#[test]
+fn an_endpoint_that_fails_or_refuses_fast_is_not_preferred() {
+    let refuses = FailureKind::RateLimited { retry_after: None };
+    let fails = FailureKind::ServerError { retry_after: None };
+    for kind in [refuses, fails, FailureKind::Transport, FailureKind::TimedOut] {
+        let mut f = Fixture::new(2, Algorithm::PeakEwma);
+        f.policy.breaker = None;
+        f.end(0, 200 * MS, Outcome::Success);
+        f.end(1, MS, Outcome::Failure(kind));
+        assert_eq!(f.seen(), [0], "{kind:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_asked_for_a_pause_is_shunned_for_about_as_long() {
+    let mut f = Fixture::new(2, Algorithm::PeakEwma);
+    f.end(0, 200 * MS, Outcome::Success);
+    let retry_after = Some(30 * SECOND);
+    f.end(1, MS, Outcome::Failure(FailureKind::RateLimited { retry_after }));
+    for _ in 0..30 {
+        f.now += SECOND;
+        // Somebody asks the other one all the time.
+        f.end(0, 200 * MS, Outcome::Success);
+        assert_eq!(f.seen(), [0]);
+    }
+    f.now += 60 * SECOND;
+    f.end(0, 200 * MS, Outcome::Success);
+    assert!(f.seen().contains(&1));
 }
 
 #[test]
@@ -221,7 +281,8 @@ fn threads_share_endpoints_with_one_probe_each_and_no_leak() {
                 for step in 0..3000 {
                     let now = start + 20 * MS * step;
                     let tried = |_: &EndpointStats| Tried::No;
-                    let p = pick(endpoints, policy, cursor, tried, now, &mut rng).unwrap();
+                    let wish = Wish::default();
+                    let p = pick(endpoints, policy, cursor, wish, tried, now, &mut rng).unwrap();
                     let probe = p.guard.is_probe();
                     if probe {
                         probes.fetch_add(1, Ordering::SeqCst);
@@ -245,11 +306,41 @@ fn threads_share_endpoints_with_one_probe_each_and_no_leak() {
 }
 
 proptest! {
+    /// The floor: whoever is ejected, at least half of the endpoints, rounded up, get requests; all
+    /// that are not ejected, and of the others those whose probes are nearest.
+    #[test]
+    fn never_more_than_half_are_left_out(
+        n in 1usize..9,
+        order in prop::collection::vec(any::<prop::sample::Index>(), 0..9),
+        algorithm in 0usize..5,
+    ) {
+        let mut f = Fixture::new(n, ALL[algorithm]);
+        let mut ejected = Vec::new();
+        for index in order.into_iter().map(|index| index.index(n)) {
+            if !ejected.contains(&index) {
+                f.eject(index);
+                ejected.push(index);
+                f.now += MS;
+            }
+        }
+        let spared = ejected.len().saturating_sub(n / 2);
+        let mut expected: Vec<usize> =
+            (0..n).filter(|i| !ejected.contains(i) || ejected[..spared].contains(i)).collect();
+        expected.sort_unstable();
+        // Kept, so that cost does not speak against anyone for good.
+        let guards: Vec<_> = (0..100 * n).map(|_| f.pick().unwrap()).collect();
+        let mut seen: Vec<_> = guards.iter().map(|p| p.index).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        prop_assert!(seen.len() >= n.div_ceil(2));
+        prop_assert_eq!(seen, expected);
+    }
+
     /// The promises of the module's documentation, for any snapshot and any earlier attempts.
     #[test]
     fn a_choice_is_always_made_and_always_the_best_class(
         endpoints in prop::collection::vec((any::<bool>(), 0u8..3), 1..12),
-        algorithm in 0usize..4,
+        algorithm in 0usize..5,
         seed in any::<u64>(),
     ) {
         let mut f = Fixture::new(endpoints.len(), ALL[algorithm]);

@@ -2,27 +2,32 @@
 //!
 //! An attempt that provably never reached an application ([`Sent::No`]) is sent again at once and
 //! unasked, to another endpoint where there is one. Everything else is sent again only where the
-//! Service's [`RetryPolicy`] says so, within its limit and its budget, after a pause.
+//! Service's [`RetryPolicy`] says so, within its limit and its budget, after a pause; and never
+//! once the client has begun to get an answer, which the caller sees to.
+//!
+//! What the server asks for is done: to wait for longer ([`Pushback`]), or not to come again.
 
 use std::{
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
-use http::{Method, StatusCode};
+use http::{HeaderName, Method, StatusCode, header};
 
 use super::{
     nanos_since,
     policy::{BudgetPolicy, RetryMethods, RetryPolicy},
     window::{Counts, Window},
 };
+use crate::fields::Fields;
 
 /// Sends beyond the first of a request that never reached an application.
 const MAX_RESENDS: u32 = 3;
-/// Pause before the first retry, before jitter; it doubles from retry to retry.
-const BASE_BACKOFF: Duration = Duration::from_millis(25);
-/// Longest pause.
-const MAX_BACKOFF: Duration = Duration::from_millis(250);
+/// Longest pause that a server can ask for; where it wants more, its answer is given instead.
+const MAX_PUSHBACK: Duration = Duration::from_secs(5);
+/// A request that carries it may be sent twice (draft-ietf-httpapi-idempotency-key-header).
+pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Whether any of a request may have reached an application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +50,13 @@ pub struct Attempt {
     /// place (502 or UNAVAILABLE for a broken connection, 504 or DEADLINE_EXCEEDED for a
     /// time-out).
     pub answer: Answer,
+    /// What the answer asks for.
+    pub pushback: Pushback,
     /// Retries of this request so far, by policy.
     pub retries: u32,
+    /// Those of them since the last [`Pushback::Exactly`], which starts the doubling of pauses
+    /// anew (gRFC A6); all of them where there was none.
+    pub backoffs: u32,
     /// Sends of this request so far, beyond the first, because an attempt never reached an
     /// application.
     pub resends: u32,
@@ -63,6 +73,66 @@ pub enum Answer {
     Grpc(u32),
 }
 
+/// What an answer asks of a client that would come again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pushback {
+    /// Nothing.
+    #[default]
+    None,
+    /// To wait for so long instead of the usual pause: `grpc-retry-pushback-ms`.
+    Exactly(Duration),
+    /// To wait for so long at least: `Retry-After`.
+    AtLeast(Duration),
+    /// Not to come again.
+    Never,
+}
+
+impl Pushback {
+    /// Reads it from the fields that came with an answer: `grpc-retry-pushback-ms` with a gRPC
+    /// status (gRFC A6: a number of 32 bits; a negative or unreadable one, or two, mean never), and
+    /// seconds of `Retry-After` with a 429 or 503 (RFC 9110 §10.2.3, RFC 6585 §4). Dates there are
+    /// rare and not followed.
+    #[must_use]
+    pub fn read(answer: Answer, fields: &impl Fields) -> Self {
+        match answer {
+            Answer::Grpc(_) => {
+                let mut values = fields.all(&GRPC_PUSHBACK);
+                let Some(value) = values.next() else { return Self::None };
+                let millis = number(value).and_then(|ms| i32::try_from(ms).ok());
+                let millis = millis.and_then(|ms| u64::try_from(ms).ok());
+                match millis.filter(|_| values.next().is_none()) {
+                    Some(millis) => Self::Exactly(Duration::from_millis(millis)),
+                    None => Self::Never,
+                }
+            }
+            Answer::Http(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+                let seconds = fields.get(&header::RETRY_AFTER).and_then(number);
+                seconds.map_or(Self::None, |s| Self::AtLeast(Duration::from_secs(s)))
+            }
+            Answer::Http(_) => Self::None,
+        }
+    }
+}
+
+/// Digits and nothing else; what is too large for anybody is as large as can be.
+fn number(value: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(value).ok()?;
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+/// The request that would be sent again.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Whether it has an `Idempotency-Key` ([`IDEMPOTENCY_KEY`]), with which it counts as
+    /// idempotent whatever its method.
+    pub keyed: bool,
+    /// Whether its body can be sent again from its start.
+    pub replayable: bool,
+}
+
 /// Send again?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -76,48 +146,68 @@ pub enum Verdict {
 }
 
 /// Why not.
+///
+/// Of several reasons the first in this order is told, so that [`StopReason::Limit`] means that a
+/// higher limit would have helped, and [`StopReason::Budget`] that a larger budget would have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason {
     /// The answer is not one to retry, or the method may not be sent twice.
     NotRetryable,
+    /// The request's body is gone.
+    NotReplayable,
+    /// The server asked not to be asked again, or not for so long that the client gets the answer
+    /// instead.
+    Pushback,
     /// Enough attempts were made.
     Limit,
     /// The Service's share of retries is used up.
     Budget,
-    /// The request's body is gone.
-    NotReplayable,
+}
+
+impl StopReason {
+    /// For metrics: `not-retryable`, `not-replayable`, `pushback`, `limit` or `budget`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotRetryable => "not-retryable",
+            Self::NotReplayable => "not-replayable",
+            Self::Pushback => "pushback",
+            Self::Limit => "limit",
+            Self::Budget => "budget",
+        }
+    }
 }
 
 /// Decides on an attempt that failed. Takes from the budget where the verdict is to retry by
 /// policy, before the pause, so that retries that wait are counted too.
-///
-/// `replayable` says whether the request's body can be sent again from its start.
 #[must_use]
 pub fn decide(
     policy: Option<&RetryPolicy>,
+    request: Request<'_>,
     attempt: Attempt,
-    method: &Method,
     budget: Option<&Budget>,
-    replayable: bool,
     now: Instant,
     rng: &mut fastrand::Rng,
 ) -> Verdict {
     if attempt.sent == Sent::No {
-        return decide_unsent(attempt, replayable);
+        return decide_unsent(attempt, request.replayable);
     }
-    let Some(policy) = policy.filter(|policy| policy.covers(attempt.answer, method)) else {
+    let Some(policy) = policy.filter(|policy| policy.covers(attempt.answer, request)) else {
         return Verdict::Stop(StopReason::NotRetryable);
     };
-    if !replayable {
+    if !request.replayable {
         return Verdict::Stop(StopReason::NotReplayable);
     }
+    let Some(backoff) = policy.pause(attempt, rng) else {
+        return Verdict::Stop(StopReason::Pushback);
+    };
     if attempt.retries >= policy.limit {
         return Verdict::Stop(StopReason::Limit);
     }
     if budget.is_some_and(|budget| !budget.withdraw(now)) {
         return Verdict::Stop(StopReason::Budget);
     }
-    Verdict::Retry { backoff: backoff(attempt.retries, rng) }
+    Verdict::Retry { backoff }
 }
 
 fn decide_unsent(attempt: Attempt, replayable: bool) -> Verdict {
@@ -131,33 +221,49 @@ fn decide_unsent(attempt: Attempt, replayable: bool) -> Verdict {
     Verdict::Retry { backoff: Duration::ZERO }
 }
 
-/// Doubled from retry to retry up to the longest, of which between half and all is waited, so that
-/// requests that failed together do not come back together.
-fn backoff(retries: u32, rng: &mut fastrand::Rng) -> Duration {
-    let doubled = BASE_BACKOFF.saturating_mul(1 << retries.min(16)).min(MAX_BACKOFF);
-    doubled.mul_f64(0.5 + 0.5 * rng.f64())
-}
-
 impl RetryPolicy {
     /// Whether such an answer to such a request is to be retried. A gRPC code that is named is
     /// retried whatever the method: naming it is the owner's say-so.
-    fn covers(&self, answer: Answer, method: &Method) -> bool {
+    fn covers(&self, answer: Answer, request: Request<'_>) -> bool {
         match answer {
             Answer::Http(status) => {
                 let named = |range: &RangeInclusive<u16>| range.contains(&status.as_u16());
-                self.http.iter().any(named) && self.methods.allow(method)
+                self.http.iter().any(named) && self.methods.allow(request)
             }
             Answer::Grpc(code) => self.grpc.contains(&code),
         }
     }
+
+    /// How long to wait; `None` where the server does not want to be asked again soon.
+    fn pause(&self, attempt: Attempt, rng: &mut fastrand::Rng) -> Option<Duration> {
+        let pause = match attempt.pushback {
+            Pushback::None => return Some(self.backoff(attempt.backoffs, rng)),
+            Pushback::Never => return None,
+            Pushback::Exactly(asked) | Pushback::AtLeast(asked) if asked > MAX_PUSHBACK => {
+                return None;
+            }
+            Pushback::Exactly(asked) => asked,
+            // All who were turned away at that moment were told the same: they come back apart.
+            Pushback::AtLeast(asked) => asked + self.backoff(attempt.backoffs, rng),
+        };
+        Some(pause)
+    }
+
+    /// Doubled from retry to retry up to the longest, of which between half and all is waited, so
+    /// that requests that failed together do not come back together.
+    fn backoff(&self, backoffs: u32, rng: &mut fastrand::Rng) -> Duration {
+        let doubled = self.backoff.saturating_mul(1 << backoffs.min(16));
+        let longest = self.max_backoff.max(self.backoff);
+        doubled.min(longest).mul_f64(0.5 + 0.5 * rng.f64())
+    }
 }
 
 impl RetryMethods {
-    fn allow(&self, method: &Method) -> bool {
+    fn allow(&self, request: Request<'_>) -> bool {
         match self {
-            Self::Idempotent => method.is_idempotent(),
+            Self::Idempotent => request.keyed || request.method.is_idempotent(),
             Self::All => true,
-            Self::Only(methods) => methods.contains(method),
+            Self::Only(methods) => methods.contains(request.method),
         }
     }
 }

@@ -3,12 +3,14 @@ use std::{
     thread,
 };
 
+use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
 use crate::balance::sim_tests::epoch;
 
 const UNAVAILABLE: u32 = 14;
+const SECOND: Duration = Duration::from_secs(1);
 
 fn policy() -> RetryPolicy {
     RetryPolicy { http: vec![500..=599], grpc: vec![UNAVAILABLE], limit: 2, ..Default::default() }
@@ -16,7 +18,8 @@ fn policy() -> RetryPolicy {
 
 fn answered(status: u16) -> Attempt {
     let answer = Answer::Http(StatusCode::from_u16(status).unwrap());
-    Attempt { sent: Sent::Yes, answer, retries: 0, resends: 0, endpoints: 3 }
+    let pushback = Pushback::None;
+    Attempt { sent: Sent::Yes, answer, pushback, retries: 0, backoffs: 0, resends: 0, endpoints: 3 }
 }
 
 fn unsent(resends: u32, endpoints: usize) -> Attempt {
@@ -25,7 +28,11 @@ fn unsent(resends: u32, endpoints: usize) -> Attempt {
 
 fn verdict(policy: Option<&RetryPolicy>, attempt: Attempt, method: &Method) -> Verdict {
     let mut rng = fastrand::Rng::with_seed(1);
-    decide(policy, attempt, method, None, true, epoch(), &mut rng)
+    decide(policy, request(method), attempt, None, epoch(), &mut rng)
+}
+
+fn request(method: &Method) -> Request<'_> {
+    Request { method, keyed: false, replayable: true }
 }
 
 fn retries(verdict: Verdict) -> bool {
@@ -94,10 +101,15 @@ fn each_reason_to_stop_has_its_name() {
     let none = BudgetPolicy { ratio: 0.0, min_per_second: 0.0, window: Duration::from_secs(10) };
     let empty = Budget::new(none, now);
     let mut stop = |attempt, budget, replayable| {
-        decide(Some(&policy()), attempt, &Method::GET, budget, replayable, now, &mut rng)
+        let request = Request { replayable, ..request(&Method::GET) };
+        decide(Some(&policy()), request, attempt, budget, now, &mut rng)
     };
     let spent = Attempt { retries: 2, ..answered(503) };
-    assert_eq!(stop(spent, None, true), Verdict::Stop(StopReason::Limit));
+    let refused = Attempt { pushback: Pushback::Never, ..spent };
+    assert_eq!(stop(refused, Some(&empty), true), Verdict::Stop(StopReason::Pushback));
+    assert_eq!(stop(spent, Some(&empty), true), Verdict::Stop(StopReason::Limit));
+    let bodiless = stop(refused, Some(&empty), false);
+    assert_eq!(bodiless, Verdict::Stop(StopReason::NotReplayable));
     assert_eq!(stop(answered(503), None, false), Verdict::Stop(StopReason::NotReplayable));
     assert_eq!(stop(answered(503), Some(&empty), true), Verdict::Stop(StopReason::Budget));
     assert_eq!(stop(unsent(0, 3), Some(&empty), false), Verdict::Stop(StopReason::NotReplayable));
@@ -109,22 +121,189 @@ fn only_a_verdict_to_retry_takes_from_the_budget() {
     let (now, mut rng) = (epoch(), fastrand::Rng::with_seed(1));
     let one = BudgetPolicy { ratio: 0.0, min_per_second: 0.1, window: Duration::from_secs(10) };
     let budget = Budget::new(one, now);
-    for attempt in [Attempt { retries: 2, ..answered(503) }, answered(404), unsent(0, 3)] {
-        let _ = decide(Some(&policy()), attempt, &Method::GET, Some(&budget), true, now, &mut rng);
+    let refused = Attempt { pushback: Pushback::Never, ..answered(503) };
+    for attempt in [Attempt { retries: 2, ..answered(503) }, answered(404), unsent(0, 3), refused] {
+        let get = request(&Method::GET);
+        let _ = decide(Some(&policy()), get, attempt, Some(&budget), now, &mut rng);
     }
     assert!(budget.withdraw(now));
     assert!(!budget.withdraw(now));
 }
 
+/// Many pauses before one retry.
+fn pauses(policy: &RetryPolicy, attempt: Attempt) -> Vec<Duration> {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let limitless = RetryPolicy { limit: u32::MAX, ..policy.clone() };
+    let mut pause = || {
+        let get = request(&Method::GET);
+        match decide(Some(&limitless), get, attempt, None, epoch(), &mut rng) {
+            Verdict::Retry { backoff } => backoff,
+            Verdict::Stop(why) => panic!("{why:?}"),
+        }
+    };
+    std::iter::repeat_with(&mut pause).take(200).collect()
+}
+
 #[test]
 fn pauses_double_up_to_a_bound_and_are_spread() {
-    let mut rng = fastrand::Rng::with_seed(3);
     for (retries, longest) in [(0, 25), (1, 50), (2, 100), (3, 200), (4, 250), (40, 250)] {
         let longest = Duration::from_millis(longest);
-        let drawn: Vec<_> = (0..200).map(|_| backoff(retries, &mut rng)).collect();
+        let drawn = pauses(&policy(), Attempt { retries, backoffs: retries, ..answered(503) });
         assert!(drawn.iter().all(|pause| (longest / 2..=longest).contains(pause)));
         assert!(drawn.iter().any(|pause| *pause < longest.mul_f64(0.6)));
         assert!(drawn.iter().any(|pause| *pause > longest.mul_f64(0.9)));
+    }
+}
+
+#[test]
+fn the_first_and_the_longest_pause_are_the_policys() {
+    let policy = RetryPolicy { backoff: SECOND, max_backoff: 3 * SECOND, ..policy() };
+    for (backoffs, longest) in [(0, 1), (1, 2), (2, 3), (9, 3)] {
+        let drawn = pauses(&policy, Attempt { retries: 9, backoffs, ..answered(503) });
+        assert!(
+            drawn.iter().all(|pause| (longest * SECOND / 2..=longest * SECOND).contains(pause))
+        );
+    }
+    let none = RetryPolicy { backoff: Duration::ZERO, max_backoff: Duration::ZERO, ..policy };
+    assert!(pauses(&none, answered(503)).iter().all(Duration::is_zero));
+}
+
+#[test]
+fn grpc_pushback_takes_the_place_of_the_pause() {
+    let ms = Duration::from_millis;
+    let answer = Answer::Grpc(UNAVAILABLE);
+    for asked in [ms(0), ms(1), ms(1700), 5 * SECOND] {
+        let attempt = Attempt { answer, pushback: Pushback::Exactly(asked), ..answered(200) };
+        assert!(pauses(&policy(), attempt).iter().all(|pause| *pause == asked));
+    }
+    for pushback in [Pushback::Never, Pushback::Exactly(5 * SECOND + ms(1))] {
+        let attempt = Attempt { answer, pushback, ..answered(200) };
+        let verdict = verdict(Some(&policy()), attempt, &Method::POST);
+        assert_eq!(verdict, Verdict::Stop(StopReason::Pushback));
+    }
+}
+
+#[test]
+fn pauses_double_anew_after_a_pushback() {
+    let again = Attempt { retries: 5, backoffs: 0, ..answered(503) };
+    let longest = Duration::from_millis(25);
+    assert!(pauses(&policy(), again).iter().all(|pause| *pause <= longest));
+}
+
+#[test]
+fn retry_after_is_waited_for_and_those_who_wait_come_back_apart() {
+    let at_least =
+        |seconds| Attempt { pushback: Pushback::AtLeast(seconds * SECOND), ..answered(503) };
+    for seconds in [0, 1, 5] {
+        let mut drawn = pauses(&policy(), at_least(seconds));
+        let asked = seconds * SECOND;
+        let range = asked..=asked + Duration::from_millis(25);
+        assert!(drawn.iter().all(|pause| range.contains(pause)));
+        drawn.dedup();
+        assert!(drawn.len() > 100, "spread");
+    }
+    let long = verdict(Some(&policy()), at_least(6), &Method::GET);
+    assert_eq!(long, Verdict::Stop(StopReason::Pushback));
+}
+
+#[test]
+fn a_pushback_permits_nothing_that_the_policy_does_not() {
+    let asked = |attempt| Attempt { pushback: Pushback::Exactly(SECOND), ..attempt };
+    let spent = asked(Attempt { retries: 2, ..answered(503) });
+    let policy = policy();
+    let verdict = |policy, attempt| verdict(policy, attempt, &Method::GET);
+    assert_eq!(verdict(Some(&policy), spent), Verdict::Stop(StopReason::Limit));
+    let unnamed = Verdict::Stop(StopReason::NotRetryable);
+    assert_eq!(verdict(Some(&policy), asked(answered(404))), unnamed);
+    assert_eq!(verdict(None, asked(answered(503))), unnamed);
+    // What never reached an application has no say.
+    let unsent = Attempt { pushback: Pushback::Never, ..unsent(0, 3) };
+    assert_eq!(verdict(None, unsent), Verdict::Retry { backoff: Duration::ZERO });
+}
+
+#[test]
+fn pushback_is_read_as_grpc_writes_it() {
+    let ms = |n| Pushback::Exactly(Duration::from_millis(n));
+    let read = |values: &[&'static str]| {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("grpc-retry-pushback-ms", HeaderValue::from_static(value));
+        }
+        // Not its business.
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("3"));
+        Pushback::read(Answer::Grpc(UNAVAILABLE), &headers)
+    };
+    assert_eq!(read(&[]), Pushback::None);
+    for (value, expected) in [
+        ("0", ms(0)),
+        ("1700", ms(1700)),
+        ("2147483647", ms(2_147_483_647)),
+        ("2147483648", Pushback::Never),
+        ("99999999999999999999999", Pushback::Never),
+        ("-1", Pushback::Never),
+        ("+1", Pushback::Never),
+        ("1.5", Pushback::Never),
+        ("1 s", Pushback::Never),
+        ("", Pushback::Never),
+        ("\t", Pushback::Never),
+    ] {
+        assert_eq!(read(&[value]), expected, "{value:?}");
+    }
+    assert_eq!(read(&["5", "5"]), Pushback::Never);
+}
+
+#[test]
+fn retry_after_is_read_where_it_has_a_meaning() {
+    let read = |status, value| {
+        let status = StatusCode::from_u16(status).unwrap();
+        let value = HeaderValue::from_static(value);
+        let pushback = ("grpc-retry-pushback-ms", HeaderValue::from_static("7"));
+        let mut headers = HeaderMap::from_iter([(header::RETRY_AFTER, value)]);
+        headers.insert(pushback.0, pushback.1);
+        Pushback::read(Answer::Http(status), &headers)
+    };
+    for status in [429, 503] {
+        assert_eq!(read(status, "3"), Pushback::AtLeast(3 * SECOND));
+        for nothing in ["", "soon", "-1", "+1", "1.5", "Fri, 31 Dec 2027 23:59:59 GMT"] {
+            assert_eq!(read(status, nothing), Pushback::None, "{nothing:?}");
+        }
+        let for_ever = Pushback::AtLeast(Duration::from_secs(u64::MAX));
+        assert_eq!(read(status, "99999999999999999999999"), for_ever);
+    }
+    for status in [200, 500, 502] {
+        assert_eq!(read(status, "3"), Pushback::None);
+    }
+    assert_eq!(
+        Pushback::read(Answer::Http(StatusCode::BAD_GATEWAY), &HeaderMap::new()),
+        Pushback::None
+    );
+}
+
+#[test]
+fn an_idempotency_key_makes_a_request_idempotent_and_nothing_more() {
+    let keyed = |policy: &RetryPolicy, method: Method, status| {
+        let request = Request { keyed: true, ..request(&method) };
+        let mut rng = fastrand::Rng::with_seed(1);
+        decide(Some(policy), request, answered(status), None, epoch(), &mut rng)
+    };
+    assert!(retries(keyed(&policy(), Method::POST, 503)));
+    assert!(retries(keyed(&policy(), Method::PATCH, 503)));
+    assert!(!retries(keyed(&policy(), Method::POST, 404)));
+    // Who lists methods means the list.
+    let put = RetryPolicy { methods: RetryMethods::Only(vec![Method::PUT]), ..policy() };
+    assert!(!retries(keyed(&put, Method::POST, 503)));
+}
+
+#[test]
+fn reasons_to_stop_have_words() {
+    for (reason, word) in [
+        (StopReason::NotRetryable, "not-retryable"),
+        (StopReason::NotReplayable, "not-replayable"),
+        (StopReason::Pushback, "pushback"),
+        (StopReason::Limit, "limit"),
+        (StopReason::Budget, "budget"),
+    ] {
+        assert_eq!(reason.as_str(), word);
     }
 }
 
@@ -168,9 +347,10 @@ proptest! {
         steps in prop::collection::vec((0u64..3000, 0u32..20, 0u32..20), 1..100),
         ratio in 0.0f64..1.0,
         min_per_second in 0.0f64..20.0,
+        window in 1u64..60,
     ) {
         let start = epoch();
-        let window = Duration::from_secs(10);
+        let window = Duration::from_secs(window);
         let budget = Budget::new(BudgetPolicy { ratio, min_per_second, window }, start);
         let (mut elapsed, mut requests, mut granted) = (Duration::ZERO, 0u32, 0u32);
         for (gap, deposits, withdrawals) in steps {

@@ -9,8 +9,9 @@ use std::{
 };
 
 use super::{
-    pick::{Tried, pick},
-    policy::{BalancerPolicy, BreakerPolicy, Policy},
+    Endpoints,
+    pick::{Tried, Wish, pick},
+    policy::{Algorithm, BalancerPolicy, BreakerPolicy, Policy},
     stats::{EndpointStats, FailureKind, InFlight, Outcome},
 };
 
@@ -27,7 +28,7 @@ type Server = Box<dyn Fn(Duration, u32) -> (Duration, Outcome)>;
 
 /// A proxy: statistics are its own, as in another process.
 struct Client {
-    endpoints: Vec<Arc<EndpointStats>>,
+    endpoints: Endpoints<EndpointStats>,
     cursor: AtomicUsize,
 }
 
@@ -61,12 +62,16 @@ struct Sim {
 
 impl Sim {
     fn new(clients: usize, rate: f64, policy: Policy, servers: Vec<Server>) -> Self {
-        let client = |_| Client { endpoints: Vec::new(), cursor: AtomicUsize::new(0) };
+        let client = |_| Client {
+            endpoints: Endpoints::new(Vec::new(), &policy),
+            cursor: AtomicUsize::new(0),
+        };
+        let all = (0..clients).map(client).collect();
         let mut sim = Self {
             epoch: epoch(),
             rng: fastrand::Rng::with_seed(42),
             policy,
-            clients: (0..clients).map(client).collect(),
+            clients: all,
             servers: Vec::new(),
             busy: Vec::new(),
             rate,
@@ -76,7 +81,8 @@ impl Sim {
             answered: Vec::new(),
         };
         for server in servers {
-            sim.add_server(Duration::ZERO, server);
+            let now = sim.epoch;
+            sim.add(server, || EndpointStats::new(now));
         }
         for client in 0..clients {
             sim.schedule_arrival(Duration::ZERO, client);
@@ -84,11 +90,19 @@ impl Sim {
         sim
     }
 
+    /// A server that joins.
     fn add_server(&mut self, now: Duration, server: Server) {
+        let now = self.epoch + now;
+        self.add(server, || EndpointStats::new(now).joining(now));
+    }
+
+    fn add(&mut self, server: Server, stats: impl Fn() -> EndpointStats) {
         self.servers.push(server);
         self.busy.push(0);
         for client in &mut self.clients {
-            client.endpoints.push(Arc::new(EndpointStats::new(self.epoch + now)));
+            let known = client.endpoints.iter().cloned();
+            let list = known.chain([Arc::new(stats())]).collect();
+            client.endpoints = Endpoints::new(list, &self.policy);
         }
     }
 
@@ -115,8 +129,8 @@ impl Sim {
         self.schedule_arrival(now, client);
         let Client { endpoints, cursor } = &self.clients[client];
         let at = self.epoch + now;
-        let tried = |_: &EndpointStats| Tried::No;
-        let picked = pick(endpoints, &self.policy, cursor, tried, at, &mut self.rng).unwrap();
+        let (wish, tried) = (Wish::default(), |_: &EndpointStats| Tried::No);
+        let picked = pick(endpoints, &self.policy, cursor, wish, tried, at, &mut self.rng).unwrap();
         let server = picked.index;
         self.busy[server] += 1;
         let (latency, outcome) = self.servers[server](now, self.busy[server]);
@@ -256,4 +270,26 @@ fn a_new_replica_gets_its_share_within_a_second_and_not_all() {
     sim.run_until(secs(10));
     let (low, high) = sim.shares(2, 5..10);
     assert!(low > 0.15 && high < 0.6, "{low} to {high}");
+}
+
+#[test]
+fn a_replica_in_slow_start_gets_its_ramp_and_no_more_under_load() {
+    let all =
+        [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
+    for algorithm in all {
+        let balancer = BalancerPolicy { algorithm, slow_start: secs(20), ..Default::default() };
+        let policy = Policy { balancer, ..with_breaker() };
+        let servers = vec![serves_in(10), serves_in(10), serves_in(10)];
+        let mut sim = Sim::new(4, 100.0, policy, servers);
+        sim.run_until(secs(5));
+        sim.add_server(secs(5), serves_in(10));
+        sim.run_until(secs(35));
+        for from in (5..25).step_by(4) {
+            let warmth = 0.1 + 0.9 * (from as f64 + 2.0 - 5.0) / 20.0;
+            let (share, ramp) = (sim.share(3, secs(from), secs(from + 4)), warmth / (3.0 + warmth));
+            assert!((0.7..1.25).contains(&(share / ramp)), "{algorithm:?}: {share} for {ramp}");
+        }
+        let warm = sim.share(3, secs(26), secs(35));
+        assert!((0.21..0.29).contains(&warm), "{algorithm:?}: {warm}");
+    }
 }

@@ -12,15 +12,20 @@ use super::{
     breaker::{Breaker, Ejection, Health, Ticket},
     ewma::PeakEwma,
     policy::{BalancerPolicy, Policy},
+    token::Token,
 };
 
 /// Longest `Retry-After` that is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Share of its own that an endpoint gets when it has just joined.
+const COLD: f64 = 0.1;
 
 /// Statistics of one endpoint, shared by all workers; they outlive updates of the endpoint's
 /// other properties.
 #[derive(Debug)]
 pub struct EndpointStats {
+    token: Token,
+    joined: Option<Instant>,
     ewma: PeakEwma,
     breaker: Breaker,
     in_flight: AtomicU32,
@@ -65,12 +70,50 @@ impl EndpointStats {
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
+            token: Token::default(),
+            joined: None,
             ewma: PeakEwma::new(now),
             breaker: Breaker::new(now),
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }
+    }
+
+    /// The same with a name, for rings and sessions.
+    #[must_use]
+    pub fn named(self, token: Token) -> Self {
+        Self { token, ..self }
+    }
+
+    /// The same of an endpoint that joined a Service which was known already: it may be cold.
+    #[must_use]
+    pub fn joining(self, now: Instant) -> Self {
+        Self { joined: Some(now), ..self }
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// When it joined; `None`: it was there when the Service was first known.
+    #[must_use]
+    pub fn joined(&self) -> Option<Instant> {
+        self.joined
+    }
+
+    /// How much of its share it may have: from 0.1 when it joined to 1 after `slow_start`, in a
+    /// straight line.
+    #[must_use]
+    pub fn warmth(&self, now: Instant, slow_start: Duration) -> f64 {
+        let Some(joined) = self.joined else { return 1.0 };
+        let age = now.saturating_duration_since(joined);
+        if age >= slow_start {
+            return 1.0;
+        }
+        COLD + (1.0 - COLD) * (age.as_secs_f64() / slow_start.as_secs_f64())
     }
 
     /// Its latency.
@@ -279,12 +322,77 @@ mod tests {
         }
     }
 
+    const KINDS: [FailureKind; 4] = [
+        FailureKind::ServerError { retry_after: None },
+        FailureKind::RateLimited { retry_after: None },
+        FailureKind::Transport,
+        FailureKind::TimedOut,
+    ];
+
     #[test]
     fn a_failure_costs_the_penalty_however_fast_it_came() {
+        for kind in KINDS {
+            let mut f = Fixture::new();
+            f.end(MS, Outcome::Success);
+            f.end(MS, Outcome::Failure(kind));
+            assert_eq!(f.rtt(), Some(Duration::from_secs(5)), "{kind:?}");
+            assert_eq!((f.endpoint.requests(), f.endpoint.failures()), (2, 1));
+        }
+    }
+
+    #[test]
+    fn a_failure_that_took_longer_than_the_penalty_costs_what_it_took() {
+        for kind in KINDS {
+            let mut f = Fixture::new();
+            f.end(7000 * MS, Outcome::Failure(kind));
+            assert_eq!(f.rtt(), Some(7000 * MS), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_penalty_a_failure_costs_its_time_and_what_it_asks_for() {
+        let mut f = Fixture::new();
+        f.policy.balancer.failure_penalty = Duration::ZERO;
+        f.end(3 * MS, ERROR);
+        assert_eq!(f.rtt(), Some(3 * MS));
+        let retry_after = Some(Duration::from_secs(2));
+        f.end(MS, Outcome::Failure(FailureKind::ServerError { retry_after }));
+        assert_eq!(f.rtt(), Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_penalty_fades_as_any_latency_does() {
         let mut f = Fixture::new();
         f.end(MS, ERROR);
-        assert_eq!(f.rtt(), Some(Duration::from_secs(5)));
-        assert_eq!((f.endpoint.requests(), f.endpoint.failures()), (1, 1));
+        f.now += Duration::from_secs(10);
+        let faded = f.rtt().unwrap().as_secs_f64();
+        assert!((faded - 5.0 * (-1f64).exp()).abs() < 1e-6, "{faded}");
+    }
+
+    #[test]
+    fn rate_limiting_lowers_the_success_rate() {
+        let mut f = Fixture::new();
+        let breaker = f.policy.breaker.as_mut().unwrap();
+        breaker.success_rate_threshold = 0.8;
+        let refused = Outcome::Failure(FailureKind::RateLimited { retry_after: None });
+        for _ in 0..4 {
+            assert_eq!(f.end(MS, refused), None);
+        }
+        assert!(f.end(MS, refused).is_some());
+    }
+
+    #[test]
+    fn an_endpoint_that_joined_warms_up_in_a_straight_line() {
+        let start = epoch();
+        let warmth = |stats: &EndpointStats, seconds| {
+            stats.warmth(start + Duration::from_secs(seconds), Duration::from_secs(10))
+        };
+        let new = EndpointStats::new(start).joining(start);
+        let line = [0, 5, 9, 10, 1000].map(|s| (warmth(&new, s) * 100.0).round());
+        assert_eq!(line, [10.0, 55.0, 91.0, 100.0, 100.0]);
+        let old = EndpointStats::new(start);
+        assert!((warmth(&old, 0) - 1.0).abs() < f64::EPSILON, "there from the start");
+        assert!((new.warmth(start, Duration::ZERO) - 1.0).abs() < f64::EPSILON, "switched off");
     }
 
     #[test]

@@ -10,9 +10,13 @@ const BUCKETS: u64 = 10;
 /// Two counts, of all events and of marked ones, over the last ten tenths of a window.
 ///
 /// A bucket is one word: 24 bits of the tick it counts for and 20 bits for each count. A bucket
-/// that is full is halved, so that the ratio of the counts stays right.
+/// that is full is halved, so that the ratio of the counts stays right. An event that comes late,
+/// when its bucket counts for a later time already, is not counted. A window of another length
+/// begins empty.
 #[derive(Debug, Default)]
 pub(super) struct Window {
+    /// Nanoseconds of a bucket.
+    tick: AtomicU64,
     buckets: [AtomicU64; BUCKETS as usize],
 }
 
@@ -28,6 +32,8 @@ pub(super) struct Counts {
 const COUNT_BITS: u32 = 20;
 const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
 const TICK_MASK: u64 = (1 << 24) - 1;
+/// Ticks by which an event may be overtaken: two windows.
+const LATE: u64 = 2 * BUCKETS;
 
 impl Window {
     /// Counts events at `now`, in nanoseconds.
@@ -48,11 +54,11 @@ impl Window {
 
     /// The counts of the window that ends at `now`.
     pub(super) fn sum(&self, now: u64, length: Duration) -> Counts {
-        let tick = now / bucket_nanos(length);
+        let tick = self.tick(now, length) & TICK_MASK;
         let mut sum = Counts::default();
         for bucket in &self.buckets {
             let word = bucket.load(Ordering::SeqCst);
-            if (tick & TICK_MASK).wrapping_sub(word >> (2 * COUNT_BITS)) & TICK_MASK < BUCKETS {
+            if later(word >> (2 * COUNT_BITS), tick) < BUCKETS {
                 let counts = unpack(word);
                 sum.total += counts.total;
                 sum.marked += counts.marked;
@@ -69,18 +75,39 @@ impl Window {
     }
 
     fn change(&self, now: u64, length: Duration, next: impl Fn(Counts) -> Counts) {
-        let tick = now / bucket_nanos(length);
+        let tick = self.tick(now, length);
         // Below BUCKETS, so the cast is exact.
         let bucket = &self.buckets[(tick % BUCKETS) as usize];
-        let tag = tick & TICK_MASK;
+        let tick = tick & TICK_MASK;
         let step = |word: u64| {
-            let counts =
-                if word >> (2 * COUNT_BITS) == tag { unpack(word) } else { Counts::default() };
-            Some(pack(tag, next(counts)))
+            let (counts, of) = (unpack(word), word >> (2 * COUNT_BITS));
+            if of == tick {
+                return Some(pack(tick, next(counts)));
+            }
+            // A little later: written by somebody who was not held up. Much later: long ago, the
+            // tick has come round.
+            let overtaken = later(tick, of) <= LATE && counts != Counts::default();
+            (!overtaken).then(|| pack(tick, next(Counts::default())))
         };
-        // The closure never declines, so this cannot fail.
+        // Where the closure declines, the event is too late to be counted.
         let _ = bucket.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step);
     }
+
+    /// The number of the bucket for `now`.
+    fn tick(&self, now: u64, length: Duration) -> u64 {
+        let nanos = bucket_nanos(length);
+        if self.tick.load(Ordering::Relaxed) != nanos
+            && self.tick.swap(nanos, Ordering::Relaxed) != nanos
+        {
+            self.clear();
+        }
+        now / nanos
+    }
+}
+
+/// By how many ticks the second is after the first; ticks come round.
+fn later(first: u64, second: u64) -> u64 {
+    second.wrapping_sub(first) & TICK_MASK
 }
 
 fn bucket_nanos(length: Duration) -> u64 {
@@ -124,6 +151,48 @@ mod tests {
         window.add(0, LENGTH, BOTH);
         window.take_back(0, LENGTH, Counts { total: 0, marked: 1 });
         assert_eq!(window.sum(0, LENGTH), Counts { total: 1, marked: 0 });
+    }
+
+    #[test]
+    fn an_event_that_comes_late_does_not_wipe_out_later_ones() {
+        let window = Window::default();
+        window.add(10 * SECOND, LENGTH, BOTH);
+        window.add(0, LENGTH, BOTH);
+        window.take_back(0, LENGTH, BOTH);
+        assert_eq!(window.sum(10 * SECOND, LENGTH), BOTH);
+        // A little late, its bucket is still its own.
+        window.add(9 * SECOND, LENGTH, BOTH);
+        assert_eq!(window.sum(10 * SECOND, LENGTH), Counts { total: 2, marked: 2 });
+    }
+
+    #[test]
+    fn a_bucket_from_long_ago_is_no_obstacle() {
+        // The last is 190 days: just before ticks come round.
+        for idle in [20, 1000, 1_000_000, 16_500_000] {
+            let window = Window::default();
+            window.add(30 * SECOND, LENGTH, BOTH);
+            let now = (30 + idle) * SECOND;
+            assert_eq!(window.sum(now, LENGTH), Counts::default());
+            window.add(now, LENGTH, BOTH);
+            assert_eq!(window.sum(now, LENGTH), BOTH, "{idle}");
+        }
+    }
+
+    #[test]
+    fn a_window_of_another_length_begins_empty() {
+        let window = Window::default();
+        for second in 0..40 {
+            window.add(second * SECOND, LENGTH, BOTH);
+        }
+        let longer = 2 * LENGTH;
+        window.add(40 * SECOND, longer, BOTH);
+        // Ticks of one second and of two would be taken for each other from here on.
+        for second in (42..80).step_by(2) {
+            assert_eq!(
+                window.sum(second * SECOND, longer),
+                if second < 60 { BOTH } else { Counts::default() }
+            );
+        }
     }
 
     #[test]

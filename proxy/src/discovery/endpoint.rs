@@ -13,7 +13,7 @@ use remora_core::{
 use remora_proto::v1 as pb;
 
 use super::wire::{self, WireError};
-use crate::balance::EndpointStats;
+use crate::balance::{EndpointStats, token::Token};
 
 /// An endpoint and what was observed of it.
 ///
@@ -54,15 +54,16 @@ impl Endpoint {
                     .map_err(|error| WireError::new("endpoint.identity", format!("{error}")))?,
             ),
         };
+        let addr = wire::address("endpoint.address", endpoint.address.as_ref())?;
         Ok(Self {
-            addr: wire::address("endpoint.address", endpoint.address.as_ref())?,
+            addr,
             identity,
             namespace: endpoint.namespace.as_str().into(),
             pod: endpoint.pod.as_str().into(),
             owner: endpoint.owner.as_str().into(),
             node: endpoint.node.as_str().into(),
             zone: endpoint.zone.as_str().into(),
-            stats: new_stats(now),
+            stats: EndpointStats::new(now).named(Token::of(addr, &endpoint.pod)),
             latency: EndpointLatency::default(),
         })
     }
@@ -75,11 +76,6 @@ impl Endpoint {
             && self.namespace == other.namespace
             && self.pod == other.pod
     }
-}
-
-/// Statistics of an endpoint that nothing is known of.
-fn new_stats(now: Instant) -> EndpointStats {
-    EndpointStats::new(now)
 }
 
 /// A latency histogram that takes its 10 KiB only once there is something to count.

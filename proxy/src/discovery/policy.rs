@@ -1,19 +1,26 @@
 //! Wire policies to the balancer's vocabulary, with the defaults that the `.proto` documents.
 
+use std::time::Duration;
+
 use remora_proto::v1 as pb;
 
 use super::wire::{WireError, duration, ratio};
 use crate::balance::policy::{
-    Algorithm, BalancerPolicy, BreakerPolicy, BudgetPolicy, Policy, RetryMethods, RetryPolicy,
-    TimeoutPolicy,
+    Affinity, Algorithm, BalancerPolicy, BreakerPolicy, BudgetPolicy, Bulkheads, HashOn, Policy,
+    RetryMethods, RetryPolicy, TimeoutPolicy,
 };
+
+/// Kubernetes' default for `sessionAffinity: ClientIP`.
+const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
 
 pub(super) fn policy(service: &pb::Service) -> Result<Policy, WireError> {
     Ok(Policy {
         balancer: service.balancer.as_ref().map(balancer).transpose()?.unwrap_or_default(),
+        affinity: service.affinity.as_ref().map(affinity).transpose()?.flatten(),
         breaker: service.breaker.as_ref().map(breaker).transpose()?,
         retry: service.retry.as_ref().map(retry).transpose()?,
         timeouts: service.timeouts.as_ref().map(timeouts).transpose()?.unwrap_or_default(),
+        bulkheads: service.bulkheads.as_ref().map(bulkheads).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -26,12 +33,12 @@ fn balancer(policy: &pb::BalancerPolicy) -> Result<BalancerPolicy, WireError> {
         Wire::LeastRequest => Algorithm::LeastRequest,
         Wire::RoundRobin => Algorithm::RoundRobin,
         Wire::Random => Algorithm::Random,
-    };
-    let span = |field, value: &Option<_>, default| {
-        duration(field, value.as_ref()).map(|d| d.unwrap_or(default))
+        Wire::RingHash => Algorithm::RingHash,
     };
     Ok(BalancerPolicy {
         algorithm,
+        hash_on: policy.hash_on.as_ref().map(hash_on).transpose()?.unwrap_or_default(),
+        slow_start: span("balancer.slow_start", &policy.slow_start, default.slow_start)?,
         default_rtt: span("balancer.default_rtt", &policy.default_rtt, default.default_rtt)?,
         decay: span("balancer.decay", &policy.decay, default.decay)?,
         failure_penalty: span(
@@ -42,12 +49,64 @@ fn balancer(policy: &pb::BalancerPolicy) -> Result<BalancerPolicy, WireError> {
     })
 }
 
+fn hash_on(wire: &pb::HashOn) -> Result<HashOn, WireError> {
+    use pb::hash_on::On;
+    Ok(match &wire.on {
+        Some(On::Header(name)) => HashOn::Header(name.parse().map_err(|_| {
+            WireError::new("balancer.hash_on.header", format!("{name:?} is no header's name"))
+        })?),
+        Some(On::Cookie(name)) => HashOn::Cookie(cookie("balancer.hash_on.cookie", name)?),
+        // Absent too where it is something that this version does not know.
+        Some(On::ClientAddress(_)) | None => HashOn::ClientAddress,
+    })
+}
+
+/// `None` where it is something that this version does not know.
+fn affinity(wire: &pb::SessionAffinity) -> Result<Option<Affinity>, WireError> {
+    use pb::session_affinity::By;
+    Ok(match &wire.by {
+        Some(By::Cookie(by)) => Some(Affinity::Cookie {
+            name: cookie("affinity.cookie.name", &by.name)?,
+            timeout: duration("affinity.cookie.timeout", by.timeout.as_ref())?,
+        }),
+        Some(By::ClientAddress(by)) => Some(Affinity::ClientAddress {
+            timeout: span("affinity.client_address.timeout", &by.timeout, AFFINITY_TIMEOUT)?,
+        }),
+        None => None,
+    })
+}
+
+/// A cookie's name is a token (RFC 6265 §4.1.1), as a method is.
+fn cookie(field: &'static str, name: &str) -> Result<Box<str>, WireError> {
+    match http::Method::from_bytes(name.as_bytes()) {
+        Ok(_) => Ok(name.into()),
+        Err(_) => Err(WireError::new(field, format!("{name:?} is no cookie's name"))),
+    }
+}
+
+fn bulkheads(wire: &pb::Bulkheads) -> Result<Bulkheads, WireError> {
+    let timeout = Bulkheads::default().pending_timeout;
+    Ok(Bulkheads {
+        max_connections: wire.max_connections,
+        max_in_flight: wire.max_in_flight,
+        max_pending: wire.max_pending,
+        pending_timeout: span("bulkheads.pending_timeout", &wire.pending_timeout, timeout)?,
+    })
+}
+
+/// A duration that has a default.
+fn span(
+    field: &'static str,
+    value: &Option<prost_types::Duration>,
+    default: Duration,
+) -> Result<Duration, WireError> {
+    Ok(duration(field, value.as_ref())?.unwrap_or(default))
+}
+
 fn breaker(policy: &pb::BreakerPolicy) -> Result<BreakerPolicy, WireError> {
     let default = BreakerPolicy::default();
-    let min_penalty = duration("breaker.min_penalty", policy.min_penalty.as_ref())?
-        .unwrap_or(default.min_penalty);
-    let max_penalty = duration("breaker.max_penalty", policy.max_penalty.as_ref())?
-        .unwrap_or(default.max_penalty);
+    let min_penalty = span("breaker.min_penalty", &policy.min_penalty, default.min_penalty)?;
+    let max_penalty = span("breaker.max_penalty", &policy.max_penalty, default.max_penalty)?;
     Ok(BreakerPolicy {
         consecutive_failures: policy.consecutive_failures,
         min_penalty,
@@ -57,11 +116,11 @@ fn breaker(policy: &pb::BreakerPolicy) -> Result<BreakerPolicy, WireError> {
             "breaker.success_rate_threshold",
             policy.success_rate_threshold,
         )?,
-        success_rate_window: duration(
+        success_rate_window: span(
             "breaker.success_rate_window",
-            policy.success_rate_window.as_ref(),
-        )?
-        .unwrap_or(default.success_rate_window),
+            &policy.success_rate_window,
+            default.success_rate_window,
+        )?,
         success_rate_min_requests: policy.success_rate_min_requests,
     })
 }
@@ -78,12 +137,17 @@ pub(super) fn retry(policy: &pb::RetryPolicy) -> Result<RetryPolicy, WireError> 
         .iter()
         .map(|range| Ok(status(range.from)?..=status(range.to)?))
         .collect::<Result<_, WireError>>()?;
+    let default = RetryPolicy::default();
+    let backoff = span("retry.backoff", &policy.backoff, default.backoff)?;
+    let max_backoff = span("retry.max_backoff", &policy.max_backoff, default.max_backoff)?;
     Ok(RetryPolicy {
         http,
         grpc: policy.grpc.clone(),
         limit: policy.limit,
         per_try_timeout: duration("retry.per_try_timeout", policy.per_try_timeout.as_ref())?,
         methods: methods(&policy.methods)?,
+        backoff,
+        max_backoff: max_backoff.max(backoff),
         budget: policy.budget.as_ref().map(budget).transpose()?.unwrap_or_default(),
     })
 }
@@ -117,8 +181,7 @@ fn budget(policy: &pb::RetryBudget) -> Result<BudgetPolicy, WireError> {
     Ok(BudgetPolicy {
         ratio: at_least_zero("retry.budget.ratio", policy.ratio)?,
         min_per_second: at_least_zero("retry.budget.min_per_second", policy.min_per_second)?,
-        window: duration("retry.budget.window", policy.window.as_ref())?
-            .unwrap_or(BudgetPolicy::default().window),
+        window: span("retry.budget.window", &policy.window, BudgetPolicy::default().window)?,
     })
 }
 
@@ -127,15 +190,15 @@ pub(super) fn timeouts(policy: &pb::TimeoutPolicy) -> Result<TimeoutPolicy, Wire
         request: duration("timeouts.request", policy.request.as_ref())?,
         response: duration("timeouts.response", policy.response.as_ref())?,
         idle: duration("timeouts.idle", policy.idle.as_ref())?,
-        connect: duration("timeouts.connect", policy.connect.as_ref())?
-            .unwrap_or(TimeoutPolicy::default().connect),
+        connect: span("timeouts.connect", &policy.connect, TimeoutPolicy::default().connect)?,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn absent_fields_are_the_documented_defaults() {
@@ -154,6 +217,52 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_is_what_holds() {
+        use pb::{hash_on::On, session_affinity::By};
+        let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+        let sent = pb::Service {
+            balancer: Some(pb::BalancerPolicy {
+                algorithm: pb::balancer_policy::Algorithm::RingHash.into(),
+                hash_on: Some(pb::HashOn { on: Some(On::Header("X-User".to_owned())) }),
+                slow_start: Some(seconds(30)),
+                ..Default::default()
+            }),
+            affinity: Some(pb::SessionAffinity {
+                by: Some(By::Cookie(pb::AffinityCookie { name: "a".to_owned(), timeout: None })),
+            }),
+            retry: Some(pb::RetryPolicy {
+                backoff: Some(seconds(2)),
+                max_backoff: Some(seconds(1)),
+                ..Default::default()
+            }),
+            bulkheads: Some(pb::Bulkheads { max_in_flight: Some(7), ..Default::default() }),
+            ..Default::default()
+        };
+        let policy = policy(&sent).unwrap();
+        assert_eq!(policy.balancer.algorithm, Algorithm::RingHash);
+        assert_eq!(policy.balancer.hash_on, HashOn::Header("x-user".parse().unwrap()));
+        assert_eq!(policy.balancer.slow_start, Duration::from_secs(30));
+        let affinity = Affinity::Cookie { name: "a".into(), timeout: None };
+        assert_eq!(policy.affinity, Some(affinity));
+        let bulkheads = Bulkheads { max_in_flight: Some(7), ..Bulkheads::default() };
+        assert_eq!(policy.bulkheads, bulkheads);
+        let retry = policy.retry.unwrap();
+        assert_eq!((retry.backoff, retry.max_backoff), (2 * SECOND, 2 * SECOND));
+        assert_eq!(retry.budget, BudgetPolicy::default());
+    }
+
+    #[test]
+    fn a_choice_that_this_version_does_not_know_is_none() {
+        let later = pb::SessionAffinity { by: None };
+        assert_eq!(affinity(&later), Ok(None));
+        assert_eq!(hash_on(&pb::HashOn { on: None }), Ok(HashOn::ClientAddress));
+        let by = pb::session_affinity::By::ClientAddress(pb::AffinityAddress::default());
+        let timeout = AFFINITY_TIMEOUT;
+        let found = affinity(&pb::SessionAffinity { by: Some(by) });
+        assert_eq!(found, Ok(Some(Affinity::ClientAddress { timeout })));
+    }
+
+    #[test]
     fn nonsense_is_refused_by_name() {
         let bad = pb::BreakerPolicy { jitter_ratio: f64::NAN, ..Default::default() };
         assert_eq!(breaker(&bad).unwrap_err().field, "breaker.jitter_ratio");
@@ -167,5 +276,13 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(timeouts(&bad).unwrap_err().field, "timeouts.idle");
+        for name in ["", "a b", "a=b", "ä"] {
+            let on = Some(pb::hash_on::On::Header(name.to_owned()));
+            let bad = hash_on(&pb::HashOn { on }).unwrap_err();
+            assert_eq!(bad.field, "balancer.hash_on.header", "{name}");
+            let on = Some(pb::hash_on::On::Cookie(name.to_owned()));
+            let bad = hash_on(&pb::HashOn { on }).unwrap_err();
+            assert_eq!(bad.field, "balancer.hash_on.cookie", "{name}");
+        }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     traffic::Traffic,
     wire::{self, WireError},
 };
-use crate::balance::policy::Policy;
+use crate::balance::{Endpoints, policy::Policy};
 
 /// One port of a Kubernetes Service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -136,8 +136,8 @@ pub struct ServiceState {
     pub policy: Arc<Policy>,
     /// In order of precedence.
     pub routes: Arc<[Route]>,
-    /// All that can take traffic; empty: there is none.
-    pub endpoints: Arc<[Arc<Endpoint>]>,
+    /// All that can take traffic; empty: there is none. With what the policy finds them by.
+    pub endpoints: Arc<Endpoints<Endpoint>>,
     /// Version on the stream it came by.
     pub version: u64,
 }
@@ -155,14 +155,16 @@ impl ServiceState {
         version: u64,
         now: Instant,
     ) -> (Self, Vec<WireError>) {
-        let endpoints = before.map_or(&[][..], |state| &state.endpoints);
+        let endpoints = before.map_or(&[][..], |state| &**state.endpoints);
+        // Those of a Service that was not known before have been there for nobody knows how long.
+        let joined = before.map(|_| now);
         let known: HashMap<SocketAddr, &Arc<Endpoint>> =
             endpoints.iter().map(|endpoint| (endpoint.addr, endpoint)).collect();
         let mut list = EndpointList::default();
         let mut bad = Vec::new();
         for endpoint in &service.endpoints {
             match Endpoint::parse(endpoint, now) {
-                Ok(fresh) => list.upsert(keep(known.get(&fresh.addr).copied(), fresh)),
+                Ok(fresh) => list.upsert(keep(known.get(&fresh.addr).copied(), fresh, joined)),
                 Err(error) => bad.push(error),
             }
         }
@@ -178,9 +180,9 @@ impl ServiceState {
         let state = Self {
             port_name: service.port_name.as_str().into(),
             protocol: Protocol::from_wire(service.protocol),
+            endpoints: Arc::new(Endpoints::new(list.endpoints, &policy)),
             policy,
             routes,
-            endpoints: list.endpoints.into(),
             version,
         };
         (state, bad)
@@ -191,7 +193,7 @@ impl ServiceState {
     #[must_use]
     pub fn with_delta(&self, delta: &pb::EndpointsDelta, now: Instant) -> (Self, Vec<WireError>) {
         let mut bad = Vec::new();
-        let mut list = EndpointList::from(&*self.endpoints);
+        let mut list = EndpointList::from(&**self.endpoints);
         let mut removed = HashMap::new();
         for address in &delta.remove {
             match wire::address("delta.remove", Some(address)) {
@@ -203,23 +205,26 @@ impl ServiceState {
             match Endpoint::parse(endpoint, now) {
                 Ok(fresh) => {
                     let known = list.get(fresh.addr).or_else(|| removed.get(&fresh.addr));
-                    let endpoint = keep(known, fresh);
+                    let endpoint = keep(known, fresh, Some(now));
                     list.upsert(endpoint);
                 }
                 Err(error) => bad.push(error),
             }
         }
-        let state =
-            Self { endpoints: list.endpoints.into(), version: delta.version, ..self.clone() };
+        let endpoints = Arc::new(Endpoints::new(list.endpoints, &self.policy));
+        let state = Self { endpoints, version: delta.version, ..self.clone() };
         (state, bad)
     }
 }
 
-/// The known object where it is the same peer, else the fresh one.
-fn keep(known: Option<&Arc<Endpoint>>, fresh: Endpoint) -> Arc<Endpoint> {
+/// The known object where it is the same peer, else the fresh one, which joined when that is said.
+fn keep(known: Option<&Arc<Endpoint>>, fresh: Endpoint, joined: Option<Instant>) -> Arc<Endpoint> {
     match known {
         Some(known) if known.is_same_peer(&fresh) => known.clone(),
-        _ => Arc::new(fresh),
+        _ => Arc::new(match joined {
+            Some(now) => Endpoint { stats: fresh.stats.joining(now), ..fresh },
+            None => fresh,
+        }),
     }
 }
 
@@ -270,7 +275,7 @@ pub struct PodTarget {
     /// What it speaks.
     pub protocol: Protocol,
     /// The endpoint again, in the form that a choice is made from.
-    pub endpoints: Arc<[Arc<Endpoint>]>,
+    pub endpoints: Arc<Endpoints<Endpoint>>,
     /// Defaults without a breaker: there is nothing to choose.
     pub policy: Arc<Policy>,
     /// What it has seen of this proxy's traffic.
@@ -281,14 +286,16 @@ impl PodTarget {
     /// A pod that nothing was sent to yet.
     #[must_use]
     pub fn new(endpoint: Arc<Endpoint>, protocol: Protocol, now: Instant) -> Self {
-        let endpoints = Arc::new([Arc::clone(&endpoint)]);
-        Self { endpoint, protocol, endpoints, policy: Arc::default(), traffic: Traffic::new(now) }
+        let policy = Arc::<Policy>::default();
+        let endpoints = Arc::new(Endpoints::new(vec![Arc::clone(&endpoint)], &policy));
+        Self { endpoint, protocol, endpoints, policy, traffic: Traffic::new(now) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::token::Token;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -317,6 +324,50 @@ mod tests {
     fn at(state: &ServiceState, n: u8) -> Arc<Endpoint> {
         let ip = std::net::IpAddr::from([10, 0, 0, n]);
         state.endpoints.iter().find(|e| e.addr.ip() == ip).unwrap().clone()
+    }
+
+    #[test]
+    fn who_comes_later_is_told_from_who_was_there_from_the_start() {
+        let joined = |state: &ServiceState, n| at(state, n).stats.joined();
+        let before = state(vec![endpoint(1, 1, 1), endpoint(2, 1, 1)]);
+        assert_eq!((joined(&before, 1), joined(&before, 2)), (None, None));
+        let later = now();
+        let endpoints = vec![endpoint(1, 1, 1), endpoint(3, 1, 1)];
+        let service = pb::Service { endpoints, ..Default::default() };
+        let (after, _) = ServiceState::from_snapshot(Some(&before), &service, 2, later);
+        assert_eq!((joined(&after, 1), joined(&after, 3)), (None, Some(later)));
+        // Another pod at a known address has joined too.
+        let upsert = vec![endpoint(1, 2, 1), endpoint(4, 1, 1)];
+        let delta = pb::EndpointsDelta { upsert, ..Default::default() };
+        let (after, _) = after.with_delta(&delta, later);
+        assert_eq!((joined(&after, 1), joined(&after, 4)), (Some(later), Some(later)));
+    }
+
+    #[test]
+    fn a_ring_and_tokens_follow_every_change_while_the_policy_asks_for_them() {
+        let by = pb::session_affinity::By::ClientAddress(pb::AffinityAddress::default());
+        let algorithm = pb::balancer_policy::Algorithm::RingHash.into();
+        let service = pb::Service {
+            balancer: Some(pb::BalancerPolicy { algorithm, ..Default::default() }),
+            affinity: Some(pb::SessionAffinity { by: Some(by) }),
+            endpoints: vec![endpoint(1, 1, 1)],
+            ..Default::default()
+        };
+        let (asked, _) = ServiceState::from_snapshot(None, &service, 1, now());
+        let found = |state: &ServiceState, n: u8| {
+            let token = Token::of(([10, 0, 0, n], 8080).into(), "pod-1");
+            state.endpoints.find(token).map(|at| state.endpoints[at].addr.ip())
+        };
+        let ip = |n: u8| Some(std::net::IpAddr::from([10, 0, 0, n]));
+        assert_eq!((found(&asked, 1), found(&asked, 2)), (ip(1), None));
+        let upsert = vec![endpoint(2, 1, 1)];
+        let gone = pb::SocketAddress { ip: vec![10, 0, 0, 1], port: 8080 };
+        let delta = pb::EndpointsDelta { upsert, remove: vec![gone], ..Default::default() };
+        let (after, _) = asked.with_delta(&delta, now());
+        assert_eq!((found(&after, 1), found(&after, 2)), (None, ip(2)));
+        assert!(asked.endpoints.ring().is_some() && after.endpoints.ring().is_some());
+        let plain = state(vec![endpoint(1, 1, 1)]);
+        assert!(plain.endpoints.ring().is_none() && found(&plain, 1).is_none());
     }
 
     #[test]

@@ -13,11 +13,14 @@ use http::StatusCode;
 use remora_core::latency::Latency;
 
 use crate::balance::{
+    affinity::Clients,
+    bulkhead::Bulkhead,
     policy::{BudgetPolicy, Policy},
     retry::Budget,
 };
 
-/// Counters, the retry budget and the round-robin cursor. Shared by all workers, relaxed atomics.
+/// Counters, the retry budget, the round-robin cursor and whom clients had. Shared by all workers;
+/// relaxed atomics but for the last.
 #[derive(Debug)]
 pub struct Traffic {
     /// HTTP requests, without retries.
@@ -32,13 +35,18 @@ pub struct Traffic {
     pub retry_limit: AtomicU64,
     /// Retries not made because the budget was used up.
     pub retry_budget: AtomicU64,
+    /// Retries not made because the server asked for none, or for too long a pause.
+    pub retry_pushback: AtomicU64,
     /// Breakers opened.
     pub ejections: AtomicU64,
     /// From the request's arrival to the end of the response.
     pub latency: Latency,
     /// Place of the round-robin algorithm.
     pub cursor: AtomicUsize,
+    /// Which endpoint each client had, for affinity by address.
+    pub clients: Clients,
     budget: ArcSwapOption<Budget>,
+    bulkhead: ArcSwapOption<Bulkhead>,
     since: Instant,
 }
 
@@ -53,10 +61,13 @@ impl Traffic {
             retries_succeeded: AtomicU64::new(0),
             retry_limit: AtomicU64::new(0),
             retry_budget: AtomicU64::new(0),
+            retry_pushback: AtomicU64::new(0),
             ejections: AtomicU64::new(0),
             latency: Latency::new(),
             cursor: AtomicUsize::new(0),
+            clients: Clients::default(),
             budget: ArcSwapOption::empty(),
+            bulkhead: ArcSwapOption::empty(),
             since: now,
         }
     }
@@ -77,5 +88,20 @@ impl Traffic {
         let fresh = Arc::new(Budget::new(wanted, self.since));
         self.budget.store(Some(Arc::clone(&fresh)));
         fresh
+    }
+
+    /// The bulkheads; made anew when their policy changes, and then what is under way does not count
+    /// any more. `None` where nothing is bounded.
+    pub fn bulkhead(&self, policy: &Policy) -> Option<Arc<Bulkhead>> {
+        let wanted = &policy.bulkheads;
+        if wanted.max_in_flight.is_none() && wanted.max_connections.is_none() {
+            return None;
+        }
+        let known = self.bulkhead.load_full().filter(|known| known.policy() == wanted);
+        known.or_else(|| {
+            let fresh = Bulkhead::new(wanted).map(Arc::new);
+            self.bulkhead.store(fresh.clone());
+            fresh
+        })
     }
 }

@@ -4,8 +4,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header};
 use remora_core::names::headers::PROXY_ERROR;
 
-use super::fields::Fields;
-use crate::error::Error;
+use crate::{error::Error, fields::Fields};
 
 /// The response for an error; in gRPC's form (status in a trailers-only head) where the request
 /// was gRPC.

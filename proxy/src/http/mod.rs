@@ -1,7 +1,6 @@
 //! HTTP as both directions need it: [`h1`] is our own, [`h2`] is hyper's.
 
 pub mod answer;
-pub mod fields;
 pub mod h1;
 pub mod h2;
 

@@ -5,24 +5,32 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Outbound, Snapshot, Upstream, verdict};
+use super::{
+    Outbound, Snapshot, Upstream,
+    places::{NoPlace, Places},
+    verdict,
+};
 use crate::{
     balance::{
-        pick::{NoEndpoint, Tried, pick},
-        retry::{self, Answer as Seen, Sent, StopReason, Verdict},
+        affinity,
+        bulkhead::Permit,
+        pick::{Tried, pick},
+        policy::Affinity,
+        retry::{self, Answer as Seen, IDEMPOTENCY_KEY, Pushback, Sent, StopReason, Verdict},
         stats::{InFlight, Outcome},
     },
     decisions::Failed,
     discovery::Endpoint,
     error::{Error, Reason},
-    http::fields::Fields,
+    fields::Fields,
     metrics::Direction,
 };
 
@@ -38,8 +46,14 @@ pub(super) trait Call: Send {
     fn send(
         &mut self,
         endpoint: &Arc<Endpoint>,
-        bounds: Bounds,
+        via: Via<'_>,
     ) -> impl Future<Output = Result<Self::Answer, NoAnswer>> + Send;
+
+    /// Its fields, as the client sent them.
+    fn fields(&self) -> &impl Fields;
+
+    /// Whether it has an upstream connection for itself while it lasts.
+    fn is_exclusive(&self) -> bool;
 
     /// Whether its body can be sent from its first byte again.
     fn is_replayable(&self) -> bool;
@@ -86,11 +100,21 @@ impl From<Error> for NoAnswer {
     }
 }
 
+/// What a send has to keep to.
+#[derive(Clone, Copy)]
+pub(super) struct Via<'a> {
+    pub(super) places: &'a Places,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) bounds: Bounds,
+}
+
 /// Bounds of one send, and which one it is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// Sends before this one.
     pub(super) earlier: u32,
+    /// Those of them that may have reached an application.
+    pub(super) retries: u32,
     /// Establishing a connection.
     pub(super) connect: Duration,
     /// When the response's head must be there; the per-try time-out.
@@ -153,12 +177,36 @@ pub(super) struct Exchange<'a> {
     pub(super) snapshot: Snapshot,
     pub(super) started: Instant,
     pub(super) deadline: Option<Deadline>,
+    /// Where the client's connection comes from.
+    client: IpAddr,
 }
 
 /// A response to give, and what is needed to close the books on it.
 pub(super) struct Taken<A> {
     pub(super) answer: A,
     pub(super) guard: InFlight<Endpoint>,
+    pub(super) places: Places,
+    /// Held until the response's end.
+    pub(super) permit: Option<Permit>,
+    /// What keeps the client at this endpoint, where that is done by a cookie.
+    pub(super) cookie: Option<HeaderValue>,
+}
+
+/// What an attempt brought.
+struct Answered<A> {
+    answer: A,
+    guard: InFlight<Endpoint>,
+}
+
+/// How often a request was sent again, and why.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sends {
+    /// By policy.
+    retries: u32,
+    /// By policy, since a server said how long to wait.
+    backoffs: u32,
+    /// Because no application was reached.
+    resends: u32,
 }
 
 struct Unanswered {
@@ -171,7 +219,7 @@ impl<'a> Exchange<'a> {
     pub(super) fn new(
         outbound: &'a Arc<Outbound>,
         upstream: &'a Arc<Upstream>,
-        started: Instant,
+        (client, started): (IpAddr, Instant),
         patience: Option<Duration>,
     ) -> Self {
         let snapshot = upstream.snapshot();
@@ -179,7 +227,7 @@ impl<'a> Exchange<'a> {
         let bound = [owner, patience.map(|bound| (bound, true))].into_iter().flatten().min();
         let deadline =
             bound.map(|(bound, by_client)| Deadline { at: started + bound, bound, by_client });
-        Self { outbound, upstream, snapshot, started, deadline }
+        Self { outbound, upstream, snapshot, started, deadline, client }
     }
 
     /// Sends until there is a response to give, or no permission to try once more.
@@ -193,41 +241,77 @@ impl<'a> Exchange<'a> {
         if self.snapshot.policy.retry.is_some() {
             traffic.budget(&self.snapshot.policy).deposit(self.started.into_std());
         }
-        let (mut retries, mut resends) = (0, 0);
+        let places = Places::of(self.upstream, &self.snapshot);
+        let deadline = self.deadline.map(|deadline| deadline.at);
+        let permit = match places.enter(call.is_exclusive(), deadline).await {
+            Ok(permit) => permit,
+            Err(none) => {
+                let why = self.no_place(none);
+                self.record(facts, &why, &[]);
+                return Err(why);
+            }
+        };
+        let mut sends = Sends::default();
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         loop {
-            let result = self.attempt(call, retries + resends, &tried).await;
-            let verdict = self.judge(&result, call.is_replayable(), facts, (retries, resends));
-            let (backoff, sent) = match verdict {
-                Verdict::Retry { backoff } => (backoff, sent(&result)),
+            let result = self.attempt(call, &places, sends, &tried).await;
+            let (verdict, pushback) = self.judge(&result, call, facts, sends);
+            let backoff = match verdict {
+                Verdict::Retry { backoff } => backoff,
                 Verdict::Stop(why) => {
-                    self.count_stop(why, retries);
-                    return result.map_err(|failed| {
-                        self.record(facts, &failed.why, &tried);
-                        failed.why
-                    });
+                    self.count_stop(why, sends.retries);
+                    return match result {
+                        Ok(Answered { answer, guard }) => {
+                            let cookie = self.keep(call.fields(), guard.endpoint());
+                            Ok(Taken { answer, guard, places, permit, cookie })
+                        }
+                        Err(failed) => {
+                            self.record(facts, &failed.why, &tried);
+                            Err(failed.why)
+                        }
+                    };
                 }
             };
-            if sent == Sent::No {
-                resends += 1;
-            } else {
-                retries += 1;
-            }
+            sends.count(sent(&result), pushback);
             traffic.retries.fetch_add(1, Ordering::Relaxed);
             match result {
-                Ok(taken) => {
-                    let Taken { answer, guard } = taken;
-                    let endpoint = Arc::clone(guard.endpoint());
+                Ok(Answered { answer, mut guard }) => {
                     let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
-                    self.report(&mut { guard }, answer.sent_at(), outcome);
-                    call.give_up(&endpoint, answer);
-                    tried.push(endpoint);
+                    self.report(&mut guard, answer.sent_at(), outcome);
+                    tried.push(Arc::clone(guard.endpoint()));
+                    call.give_up(guard.endpoint(), answer);
                 }
                 Err(failed) => tried.extend(failed.endpoint),
             }
             if let Err(why) = self.pause(backoff).await {
                 self.record(facts, &why, &tried);
                 return Err(why);
+            }
+        }
+    }
+
+    fn no_place(&self, none: NoPlace) -> NoAnswer {
+        match (none, self.deadline) {
+            (NoPlace::Overloaded(error), _) => error.into(),
+            (NoPlace::OutOfTime, Some(deadline)) => deadline.passed(),
+            (NoPlace::OutOfTime, None) => Error::RequestTimeout(Duration::ZERO).into(),
+        }
+    }
+
+    /// Remembers which endpoint the client got, for its next request.
+    fn keep(&self, fields: &impl Fields, endpoint: &Endpoint) -> Option<HeaderValue> {
+        let token = endpoint.stats.token();
+        match self.snapshot.policy.affinity.as_ref()? {
+            Affinity::Cookie { name, timeout } => {
+                // A cookie that ends by itself is set anew, so that it ends that long after its last
+                // use.
+                let known = timeout.is_none() && affinity::named(fields, name) == Some(token);
+                if known { None } else { affinity::set_cookie(name, token, *timeout) }
+            }
+            Affinity::ClientAddress { timeout } => {
+                let now = Instant::now().into_std();
+                self.upstream.traffic().clients.keep(self.client, token, *timeout, now);
+                None
             }
         }
     }
@@ -254,15 +338,17 @@ impl<'a> Exchange<'a> {
     async fn attempt<C: Call>(
         &self,
         call: &mut C,
-        earlier: u32,
+        places: &Places,
+        sends: Sends,
         tried: &[Arc<Endpoint>],
-    ) -> Result<Taken<C::Answer>, Unanswered> {
-        let mut guard =
-            self.pick(tried).map_err(|error| Unanswered { why: error.into(), endpoint: None })?;
+    ) -> Result<Answered<C::Answer>, Unanswered> {
+        let picked = self.pick(call.fields(), tried);
+        let mut guard = picked.map_err(|error| Unanswered { why: error.into(), endpoint: None })?;
         let endpoint = Arc::clone(guard.endpoint());
         let begun = Instant::now();
-        match call.send(&endpoint, self.bounds(earlier, begun)).await {
-            Ok(answer) => Ok(Taken { answer, guard }),
+        let via = Via { places, snapshot: &self.snapshot, bounds: self.bounds(sends, begun) };
+        match call.send(&endpoint, via).await {
+            Ok(answer) => Ok(Answered { answer, guard }),
             Err(why) => {
                 let outcome = match &why {
                     NoAnswer::Error(error) => verdict::failure(error),
@@ -274,11 +360,12 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn bounds(&self, earlier: u32, now: Instant) -> Bounds {
+    fn bounds(&self, sends: Sends, now: Instant) -> Bounds {
         let policy = &self.snapshot.policy;
         let per_try = policy.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         Bounds {
-            earlier,
+            earlier: sends.retries + sends.resends,
+            retries: sends.retries,
             connect: policy.timeouts.connect,
             attempt: per_try.map(|bound| (now + bound, bound)),
             response: policy.timeouts.response,
@@ -287,54 +374,63 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn pick(&self, tried: &[Arc<Endpoint>]) -> Result<InFlight<Endpoint>, Error> {
+    fn pick(
+        &self,
+        fields: &impl Fields,
+        tried: &[Arc<Endpoint>],
+    ) -> Result<InFlight<Endpoint>, Error> {
         let avoid = |endpoint: &Endpoint| {
             let known = tried.iter().any(|t| std::ptr::eq(Arc::as_ptr(t), endpoint));
             if known { Tried::Avoid } else { Tried::No }
         };
         let Snapshot { policy, endpoints } = &self.snapshot;
         let now = Instant::now().into_std();
+        let wish = self.upstream.wish(&self.snapshot, Some(fields), self.client, now);
         let mut rng = self.outbound.rng.lock();
-        match pick(endpoints, policy, self.upstream.cursor(), avoid, now, &mut rng) {
-            Ok(picked) => Ok(picked.guard),
-            Err(NoEndpoint::AllEjected { retry_after }) => {
-                Err(Error::AllEjected { service: self.upstream.name(), retry_after })
-            }
-            Err(NoEndpoint::Empty | NoEndpoint::AllExcluded) => {
-                Err(Error::NoEndpoints { service: self.upstream.name() })
-            }
-        }
+        let picked = pick(endpoints, policy, self.upstream.cursor(), wish, avoid, now, &mut rng);
+        picked.map(|picked| picked.guard).map_err(|none| self.upstream.nobody(none))
     }
 
-    fn judge<A: Answer>(
+    fn judge<C: Call>(
         &self,
-        result: &Result<Taken<A>, Unanswered>,
-        replayable: bool,
+        result: &Result<Answered<C::Answer>, Unanswered>,
+        call: &C,
         facts: Facts<'_>,
-        (retries, resends): (u32, u32),
-    ) -> Verdict {
+        sends: Sends,
+    ) -> (Verdict, Pushback) {
         let policy = self.snapshot.policy.retry.as_ref();
-        let (sent, answer) = match result {
-            Ok(_) if policy.is_none() => return Verdict::Stop(StopReason::NotRetryable),
-            Ok(taken) => (Sent::Yes, verdict::seen_by_client(&taken.answer, facts.grpc)),
+        let stop = (Verdict::Stop(StopReason::NotRetryable), Pushback::None);
+        let (sent, answer, pushback) = match result {
+            Ok(_) if policy.is_none() => return stop,
+            Ok(Answered { answer, .. }) => {
+                let seen = verdict::seen_by_client(answer, facts.grpc);
+                (Sent::Yes, seen, Pushback::read(seen, answer.fields()))
+            }
             Err(Unanswered { why: NoAnswer::Error(error), endpoint: Some(_) }) => {
-                let answer = if facts.grpc {
+                let seen = if facts.grpc {
                     Seen::Grpc(error.grpc_status())
                 } else {
                     Seen::Http(error.status())
                 };
-                (error.sent(), answer)
+                (error.sent(), seen, Pushback::None)
             }
             // Nobody to send it to, or nobody to send it for.
-            Err(_) => return Verdict::Stop(StopReason::NotRetryable),
+            Err(_) => return stop,
         };
+        let Sends { retries, backoffs, resends } = sends;
         let endpoints = self.snapshot.endpoints.len();
-        let attempt = retry::Attempt { sent, answer, retries, resends, endpoints };
+        let attempt =
+            retry::Attempt { sent, answer, pushback, retries, backoffs, resends, endpoints };
+        let request = retry::Request {
+            method: facts.method,
+            keyed: policy.is_some() && call.fields().get(&IDEMPOTENCY_KEY).is_some(),
+            replayable: call.is_replayable(),
+        };
         let now = Instant::now().into_std();
         let budget = policy.map(|_| self.upstream.traffic().budget(&self.snapshot.policy));
         let mut rng = self.outbound.rng.lock();
         let budget = budget.as_deref();
-        retry::decide(policy, attempt, facts.method, budget, replayable, now, &mut rng)
+        (retry::decide(policy, request, attempt, budget, now, &mut rng), pushback)
     }
 
     fn record(&self, facts: Facts<'_>, why: &NoAnswer, tried: &[Arc<Endpoint>]) {
@@ -370,6 +466,9 @@ impl<'a> Exchange<'a> {
                 traffic.retry_budget.fetch_add(1, Ordering::Relaxed);
                 self.outbound.error(Reason::RetryBudget);
             }
+            StopReason::Pushback => {
+                traffic.retry_pushback.fetch_add(1, Ordering::Relaxed);
+            }
             StopReason::NotRetryable if retries > 0 => {
                 traffic.retries_succeeded.fetch_add(1, Ordering::Relaxed);
             }
@@ -389,6 +488,19 @@ impl<'a> Exchange<'a> {
         let rng = &mut self.outbound.rng.lock();
         let ejection = guard.report(now.into_std(), now - sent_at, outcome, policy, rng);
         self.upstream.ejected(guard.endpoint(), ejection);
+    }
+}
+
+impl Sends {
+    fn count(&mut self, sent: Sent, pushback: Pushback) {
+        if sent == Sent::No {
+            self.resends += 1;
+            return;
+        }
+        self.retries += 1;
+        // A server that says when to come starts the doubling of pauses anew (gRFC A6).
+        let exact = matches!(pushback, Pushback::Exactly(_));
+        self.backoffs = if exact { 0 } else { self.backoffs + 1 };
     }
 }
 

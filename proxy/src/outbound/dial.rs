@@ -16,9 +16,9 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::Outbound;
+use super::{Outbound, Snapshot, places::Places};
 use crate::{
-    balance::EndpointStats,
+    balance::{EndpointStats, bulkhead::Berth},
     discovery::Endpoint,
     error::Error,
     metrics::{Direction, OpenConnection, Tls},
@@ -56,6 +56,8 @@ impl AsRef<EndpointStats> for Endpoint {
 pub(super) struct Connected {
     io: Io,
     _open: OpenConnection,
+    /// Its place in the Service's bulkhead.
+    _berth: Option<Berth>,
 }
 
 #[derive(Debug)]
@@ -71,17 +73,17 @@ impl Outbound {
         &self,
         endpoint: &Endpoint,
         alpn: Alpn,
+        (places, snapshot): (&Places, &Snapshot),
         bound: Duration,
     ) -> Result<Connected, Error> {
         let addr = endpoint.addr;
+        let _berth = self.berth(places, snapshot, bound).await?;
         // The pod's own application (its Service chose this very pod) is on the loopback path.
         let outside = |_: &&_| !self.pod_ips.contains(&addr.ip());
         let Some(peer) = endpoint.identity.as_ref().filter(outside) else {
             let io = Io::Plain(self.connector.connect(addr, bound).await?);
-            return Ok(Connected {
-                io,
-                _open: self.metrics.connection(Direction::Outbound, Tls::None),
-            });
+            let _open = self.metrics.connection(Direction::Outbound, Tls::None);
+            return Ok(Connected { io, _open, _berth });
         };
         let material = match self.identity.current() {
             Some(material) => material,
@@ -100,7 +102,7 @@ impl Outbound {
             .await
             .map_err(|_| Error::ConnectTimeout { addr, after: bound })??;
         let _open = self.metrics.connection(Direction::Outbound, Tls::Mutual);
-        Ok(Connected { io: Io::Mutual(Box::new(io)), _open })
+        Ok(Connected { io: Io::Mutual(Box::new(io)), _open, _berth })
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{Outbound, Upstream, verdict};
 use crate::{
     balance::{
+        bulkhead::Permit,
         policy::Policy,
         stats::{FailureKind, InFlight, Outcome},
     },
@@ -26,6 +27,8 @@ pub(super) struct Done {
     pub(super) policy: Arc<Policy>,
     /// Held so that the connection lives as long as its stream.
     pub(super) _connection: Connection,
+    /// Its place in the Service's bulkhead.
+    pub(super) _permit: Option<Permit>,
     pub(super) guard: InFlight<Endpoint>,
     pub(super) started: Instant,
     /// Until the response's head.

@@ -8,7 +8,7 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     Upstream,
-    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken},
+    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken, Via},
     dial::{Connected, Key},
     http::Requests,
     verdict,
@@ -17,9 +17,9 @@ use crate::{
     balance::stats::Outcome,
     discovery::Endpoint,
     error::{Error, Sent},
+    fields::Fields,
     http::{
         answer::is_grpc,
-        fields::Fields,
         h1::{
             exchange::{self, Ending, Late, Patience},
             request::RequestHead,
@@ -60,7 +60,7 @@ impl Handler<TcpStream> for Requests {
             Ok(upstream) => upstream,
             Err(error) => return self.answer(client, &request, &upload, &error, grpc).await,
         };
-        let exchange = Exchange::new(&self.outbound, &upstream, started, None);
+        let exchange = Exchange::new(&self.outbound, &upstream, (self.client, started), None);
         let facts = Facts { method: &request.method, path: request.path(), grpc };
         let mut call = H1Call { requests: self, client, request: &request, upload };
         match exchange.run(&mut call, facts).await {
@@ -108,16 +108,13 @@ impl From<Bounds> for Patience {
 impl Call for H1Call<'_> {
     type Answer = H1Answer;
 
-    async fn send(
-        &mut self,
-        endpoint: &Arc<Endpoint>,
-        bounds: Bounds,
-    ) -> Result<H1Answer, NoAnswer> {
+    async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H1Answer, NoAnswer> {
+        let bounds = via.bounds;
         let outbound = &self.requests.outbound;
         let key = Key(Arc::clone(endpoint));
         let mut wire = match outbound.idle.take(&key, Instant::now()) {
             Some(wire) => wire,
-            None => Wire::new(self.dial(endpoint, bounds).await?, Vec::new()),
+            None => Wire::new(self.dial(endpoint, via).await?, Vec::new()),
         };
         let sent_at = Instant::now();
         let patience = Patience::from(bounds);
@@ -138,6 +135,14 @@ impl Call for H1Call<'_> {
                 Err(no_answer(failed, endpoint, bounds))
             }
         }
+    }
+
+    fn fields(&self) -> &impl Fields {
+        &self.request.fields
+    }
+
+    fn is_exclusive(&self) -> bool {
+        true
     }
 
     fn is_replayable(&self) -> bool {
@@ -171,10 +176,11 @@ impl Answer for H1Answer {
 
 impl H1Call<'_> {
     /// Boxed, since the future is large and rarely needed.
-    async fn dial(&self, endpoint: &Endpoint, bounds: Bounds) -> Result<Connected, NoAnswer> {
-        let within = bounds.connect_within(Instant::now());
-        let dial = Box::pin(self.requests.outbound.dial(endpoint, Alpn::H1, within));
-        dial.await.map_err(|error| bounds.dial_failed(Instant::now(), error))
+    async fn dial(&self, endpoint: &Endpoint, via: Via<'_>) -> Result<Connected, NoAnswer> {
+        let within = via.bounds.connect_within(Instant::now());
+        let places = (via.places, via.snapshot);
+        let dial = Box::pin(self.requests.outbound.dial(endpoint, Alpn::H1, places, within));
+        dial.await.map_err(|error| via.bounds.dial_failed(Instant::now(), error))
     }
 
     /// Gives the response to the client and closes the books.
@@ -185,13 +191,17 @@ impl H1Call<'_> {
         taken: Taken<H1Answer>,
         facts: Facts<'_>,
     ) -> After {
-        let Taken { answer, mut guard } = taken;
+        // The permit lives to the end of this function.
+        let Taken { answer, mut guard, places, permit: _permit, cookie } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
         let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
         upstream.traffic().responded(head.status);
         if guard.endpoint().identity.is_none() {
             // Only a proxy of ours may say what our headers say.
             head.fields.strip_ours();
+        }
+        if let Some(cookie) = cookie {
+            head.fields.add("Set-Cookie", cookie.as_bytes());
         }
         exchange.report(&mut guard, sent_at, outcome);
         let outbound = &self.requests.outbound;
@@ -213,7 +223,7 @@ impl H1Call<'_> {
                 let endpoint = guard.endpoint();
                 endpoint.latency.record(now - exchange.started);
                 upstream.traffic().latency.record(now - exchange.started);
-                if reusable {
+                if reusable && !places.starved() {
                     outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
                 }
                 match client {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::{
     body::{Body as _, Incoming},
     upgrade::OnUpgrade,
@@ -15,7 +15,7 @@ use remora_core::names::headers::ATTEMPT;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken},
+    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken, Via},
     deadline,
     dial::Key,
     done::Done,
@@ -25,9 +25,9 @@ use super::{
 use crate::{
     discovery::Endpoint,
     error::{Error, Sent},
+    fields::Fields,
     http::{
         answer::is_grpc,
-        fields::Fields,
         h2::{
             body::{self, RequestBody, ResponseBody},
             headers::strip_ours,
@@ -39,11 +39,15 @@ use crate::{
     tls::Alpn,
 };
 
+/// Retries that came before, for the server of a gRPC call (gRFC A6).
+static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+
 /// The request and what is needed to send it once more.
 struct H2Call<'a> {
     requests: &'a Requests,
     parts: &'a request::Parts,
     body: Option<Replay>,
+    grpc: bool,
     grpc_timeout: bool,
 }
 
@@ -78,10 +82,11 @@ async fn forward(
     let connect = request.method() == Method::CONNECT;
     let downstream = connect.then(|| hyper::upgrade::on(&mut request));
     let patience = grpc.then(|| deadline::read(request.headers())).flatten();
-    let exchange = Exchange::new(&requests.outbound, &upstream, started, patience);
+    let exchange =
+        Exchange::new(&requests.outbound, &upstream, (requests.client, started), patience);
     let (parts, body) = request.into_parts();
     let body = (!body.is_end_stream()).then(|| Replay::new(body));
-    let mut call = H2Call { requests, parts: &parts, body, grpc_timeout: patience.is_some() };
+    let mut call = H2Call { requests, parts: &parts, body, grpc, grpc_timeout: patience.is_some() };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     match exchange.run(&mut call, facts).await {
         Ok(taken) => Ok(finish(&exchange, taken, facts, call.body.take(), downstream)),
@@ -106,13 +111,16 @@ fn finish(
     request: Option<Replay>,
     downstream: Option<OnUpgrade>,
 ) -> Response<ResponseBody<Done>> {
-    let Taken { answer, mut guard } = taken;
+    let Taken { answer, mut guard, permit, cookie, .. } = taken;
     let decided = verdict::outcome(&answer, facts.grpc);
     let H2Answer { mut response, connection, sent_at } = answer;
     exchange.upstream.traffic().responded(response.status());
     if guard.endpoint().identity.is_none() {
         // Only a proxy of ours may say what our headers say.
         strip_ours(response.headers_mut());
+    }
+    if let Some(cookie) = cookie {
+        response.headers_mut().append(http::header::SET_COOKIE, cookie);
     }
     if let Some(outcome) = decided {
         exchange.report(&mut guard, sent_at, outcome);
@@ -126,6 +134,7 @@ fn finish(
         upstream: Arc::clone(exchange.upstream),
         policy: Arc::clone(&exchange.snapshot.policy),
         _connection: connection,
+        _permit: permit,
         guard,
         started: exchange.started,
         rtt: sent_at.elapsed(),
@@ -139,18 +148,16 @@ fn finish(
 impl Call for H2Call<'_> {
     type Answer = H2Answer;
 
-    async fn send(
-        &mut self,
-        endpoint: &Arc<Endpoint>,
-        bounds: Bounds,
-    ) -> Result<H2Answer, NoAnswer> {
+    async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H2Answer, NoAnswer> {
+        let bounds = via.bounds;
         let outbound = &self.requests.outbound;
         let key = Key(Arc::clone(endpoint));
         let mut connection = match outbound.shared.get(&key) {
             Some(connection) => connection,
             None => {
                 let within = bounds.connect_within(Instant::now());
-                let dial = || outbound.dial(endpoint, Alpn::H2, within);
+                let places = (via.places, via.snapshot);
+                let dial = || outbound.dial(endpoint, Alpn::H2, places, within);
                 let open = outbound.shared.open(&key, dial).await;
                 open.map_err(|error| bounds.dial_failed(Instant::now(), error))?
             }
@@ -163,6 +170,14 @@ impl Call for H2Call<'_> {
             Some(error) => Err(error.into()),
             None => Ok(H2Answer { response, connection, sent_at }),
         }
+    }
+
+    fn fields(&self) -> &impl Fields {
+        &self.parts.headers
+    }
+
+    fn is_exclusive(&self) -> bool {
+        false
     }
 
     fn is_replayable(&self) -> bool {
@@ -206,6 +221,9 @@ impl H2Call<'_> {
         let headers = request.headers_mut();
         if bounds.earlier > 0 {
             headers.insert(ATTEMPT, HeaderValue::from(bounds.earlier + 1));
+        }
+        if bounds.retries > 0 && self.grpc {
+            headers.insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(bounds.retries));
         }
         if let Some(end) = bounds.deadline.filter(|_| self.grpc_timeout) {
             let left = end.at.saturating_duration_since(now);

@@ -4,7 +4,7 @@
 //! response head hygiene → body, whose end closes the books. [`super::h1`] and [`super::h2`] are the
 //! two codecs' ends of it.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -30,13 +30,20 @@ use crate::{
 #[derive(Debug)]
 pub struct Requests {
     pub(super) outbound: Arc<Outbound>,
+    /// Where the connection comes from.
+    pub(super) client: IpAddr,
     target: Target,
     upstream: ArcSwap<Upstream>,
 }
 
 impl Requests {
-    pub(super) fn new(outbound: Arc<Outbound>, target: Target, upstream: Upstream) -> Self {
-        Self { outbound, target, upstream: ArcSwap::from_pointee(upstream) }
+    pub(super) fn new(
+        outbound: Arc<Outbound>,
+        client: IpAddr,
+        target: Target,
+        upstream: Upstream,
+    ) -> Self {
+        Self { outbound, client, target, upstream: ArcSwap::from_pointee(upstream) }
     }
 
     /// The upstream as it is now: a Service that was deleted or made anew is asked for again.

@@ -11,12 +11,13 @@ mod h1;
 mod h2;
 pub mod http;
 mod learned;
+mod places;
 pub mod tcp;
 mod verdict;
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -30,13 +31,20 @@ use remora_core::drain;
 use tokio::net::TcpStream;
 
 use crate::{
-    balance::{breaker::Ejection, policy::Policy},
+    balance::{
+        affinity,
+        breaker::Ejection,
+        endpoints::Endpoints,
+        pick::{NoEndpoint, Wish},
+        policy::{Affinity, Algorithm, Policy},
+    },
     decisions::Decisions,
     discovery::{
         Discovery, DiscoveryError, Endpoint, PodTarget, Protocol, Resolution, Service, Target,
         traffic::Traffic,
     },
     error::{Error, Reason},
+    fields::Fields,
     http::{MAX_HEAD, Version, h1 as http1, h2 as http2},
     metrics::{Direction, Metrics, Tls},
     net::{
@@ -223,7 +231,7 @@ impl Outbound {
     ) {
         let _open = self.metrics.connection(Direction::Outbound, Tls::None);
         let drain = self.drain.clone();
-        let requests = http::Requests::new(self, target, upstream);
+        let requests = http::Requests::new(self, address_of(&client), target, upstream);
         match version {
             Version::H1 => {
                 let client = http1::wire::Wire::new(client, seen.into());
@@ -267,6 +275,11 @@ impl Outbound {
     }
 }
 
+/// Where a connection comes from; it may be gone already, and then nobody minds.
+fn address_of(client: &TcpStream) -> IpAddr {
+    client.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip())
+}
+
 impl Upstream {
     /// For error texts.
     fn name(&self) -> String {
@@ -303,6 +316,41 @@ impl Upstream {
         &self.traffic().cursor
     }
 
+    /// What a request, or a connection without `fields`, asks of the choice of its endpoint.
+    fn wish(
+        &self,
+        snapshot: &Snapshot,
+        fields: Option<&impl Fields>,
+        client: IpAddr,
+        now: std::time::Instant,
+    ) -> Wish {
+        let Snapshot { policy, endpoints } = snapshot;
+        let token = match &policy.affinity {
+            None => None,
+            Some(Affinity::Cookie { name, .. }) => fields.and_then(|f| affinity::named(f, name)),
+            Some(Affinity::ClientAddress { timeout }) => {
+                self.traffic().clients.find(client, *timeout, now)
+            }
+        };
+        let hashes = policy.balancer.algorithm == Algorithm::RingHash;
+        Wish {
+            prefer: token.and_then(|token| endpoints.find(token)),
+            key: hashes.then(|| policy.balancer.hash_on.key(fields, client)).flatten(),
+        }
+    }
+
+    /// What it means that there is no choice.
+    fn nobody(&self, none: NoEndpoint) -> Error {
+        match none {
+            NoEndpoint::AllEjected { retry_after } => {
+                Error::AllEjected { service: self.name(), retry_after }
+            }
+            NoEndpoint::Empty | NoEndpoint::AllExcluded => {
+                Error::NoEndpoints { service: self.name() }
+            }
+        }
+    }
+
     /// Counts and tells an ejection, where there was one.
     fn ejected(&self, endpoint: &Endpoint, ejection: Option<Ejection>) {
         let Some(Ejection { reason, penalty, again }) = ejection else { return };
@@ -322,5 +370,5 @@ impl Upstream {
 /// One moment of an upstream: all decisions of one attempt are made on the same one.
 pub(crate) struct Snapshot {
     policy: Arc<Policy>,
-    endpoints: Arc<[Arc<Endpoint>]>,
+    endpoints: Arc<Endpoints<Endpoint>>,
 }

@@ -1,19 +1,30 @@
 //! Connections carried as bytes: opaque services, the application's own TLS, and everything that
 //! is not ours.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::BytesMut;
+use http::HeaderMap;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use super::{Outbound, Upstream, dial::Connected};
+use super::{
+    Outbound, Upstream, address_of,
+    dial::Connected,
+    places::{NoPlace, Places},
+    verdict,
+};
 use crate::{
     balance::{
-        pick::{NoEndpoint, Tried, pick},
-        stats::{FailureKind, InFlight, Outcome},
+        bulkhead::Permit,
+        pick::{Tried, pick},
+        policy::Affinity,
+        stats::{InFlight, Outcome},
     },
     discovery::{Endpoint, Target},
     error::Error,
@@ -54,7 +65,7 @@ pub(super) async fn carry(
     mut client: Prefixed<TcpStream>,
     upstream: &Upstream,
 ) {
-    match connect(outbound, upstream).await {
+    match connect(outbound, upstream, address_of(client.get_ref())).await {
         Ok((mut server, guard)) => {
             relay(outbound, &mut client, &mut server).await;
             drop(guard);
@@ -74,7 +85,7 @@ pub(super) async fn first_word(
     target: Target,
     upstream: Upstream,
 ) {
-    let (mut server, guard) = match connect(outbound, &upstream).await {
+    let (mut server, guard) = match connect(outbound, &upstream, address_of(&client)).await {
         Ok(connected) => connected,
         Err(error) => return outbound.refuse(&client, &error),
     };
@@ -136,14 +147,26 @@ where
     outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
 }
 
-/// One connection to one endpoint; another endpoint where the dial fails. The guard counts it as
-/// in flight for as long as it lives.
+/// What counts a connection as in flight, for as long as it lives.
+struct Carrying {
+    _guard: InFlight<Endpoint>,
+    _permit: Option<Permit>,
+}
+
+/// One connection to one endpoint; another endpoint where the dial fails.
 async fn connect(
     outbound: &Outbound,
     upstream: &Upstream,
-) -> Result<(Connected, InFlight<Endpoint>), Error> {
+    client: IpAddr,
+) -> Result<(Connected, Carrying), Error> {
     let snapshot = upstream.snapshot();
     let policy = &snapshot.policy;
+    let places = Places::of(upstream, &snapshot);
+    let permit = match places.enter(true, None).await {
+        Ok(permit) => permit,
+        Err(NoPlace::Overloaded(error)) => return Err(error),
+        Err(NoPlace::OutOfTime) => unreachable!("invariant: a connection has no deadline"),
+    };
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     loop {
         let started = tokio::time::Instant::now();
@@ -151,32 +174,30 @@ async fn connect(
             let known = tried.iter().any(|t| std::ptr::eq(Arc::as_ptr(t), endpoint));
             if known { Tried::Exclude } else { Tried::No }
         };
+        let now = started.into_std();
+        let wish = upstream.wish(&snapshot, None::<&HeaderMap>, client, now);
         let picked = {
             let mut rng = outbound.rng.lock();
             let cursor = upstream.cursor();
-            pick(&snapshot.endpoints, policy, cursor, seen, started.into_std(), &mut rng)
+            pick(&snapshot.endpoints, policy, cursor, wish, seen, now, &mut rng)
         };
-        let mut guard = match picked {
-            Ok(picked) => picked.guard,
-            Err(NoEndpoint::AllEjected { retry_after }) => {
-                return Err(Error::AllEjected { service: upstream.name(), retry_after });
-            }
-            Err(NoEndpoint::Empty | NoEndpoint::AllExcluded) => {
-                return Err(Error::NoEndpoints { service: upstream.name() });
-            }
-        };
+        let mut guard = picked.map_err(|none| upstream.nobody(none))?.guard;
         let endpoint = Arc::clone(guard.endpoint());
-        let dialled = outbound.dial(&endpoint, Alpn::Tcp, policy.timeouts.connect).await;
+        let place = (&places, &snapshot);
+        let dialled = outbound.dial(&endpoint, Alpn::Tcp, place, policy.timeouts.connect).await;
         let now = tokio::time::Instant::now();
-        let outcome = match &dialled {
-            Ok(_) => Outcome::Success,
-            Err(_) => Outcome::Failure(FailureKind::Transport),
-        };
+        let outcome = dialled.as_ref().map_or_else(verdict::failure, |_| Outcome::Success);
         let ejected =
             guard.report(now.into_std(), now - started, outcome, policy, &mut outbound.rng.lock());
         upstream.ejected(&endpoint, ejected);
         match dialled {
-            Ok(server) => return Ok((server, guard)),
+            Ok(server) => {
+                if let Some(Affinity::ClientAddress { timeout }) = &policy.affinity {
+                    let token = endpoint.stats.token();
+                    upstream.traffic().clients.keep(client, token, *timeout, now.into_std());
+                }
+                return Ok((server, Carrying { _guard: guard, _permit: permit }));
+            }
             Err(error) => {
                 tried.push(endpoint);
                 if tried.len() >= MAX_DIALS.min(snapshot.endpoints.len()) {

@@ -13,7 +13,7 @@ use crate::{
     },
     discovery::Endpoint,
     error::{Error, Reason},
-    http::fields::Fields,
+    fields::Fields,
 };
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -101,3 +101,21 @@ impl Watched for discovery::EndpointSlice {
         (self.metadata.resource_version, object)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_service_keeps_its_session_affinity() {
+        let wire = serde_json::json!({"metadata": {"name": "cart", "resourceVersion": "7"},
+            "spec": {"sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}});
+        let reduced: Reduced<core::Service> = serde_json::from_value(wire).unwrap();
+        let Object::Service(service) = reduced.object else { panic!() };
+        assert_eq!(service.client_ip, Some(Duration::from_secs(60)));
+        assert_eq!(reduced.version.as_deref(), Some("7"));
+    }
+}

@@ -95,6 +95,40 @@ fn bad_names_ports_and_addresses_are_all_told() {
 }
 
 #[test]
+fn session_affinity_is_checked_as_the_api_server_does() {
+    let with = |lines: &str| SERVICE.replace("  selector:\n", &format!("{lines}  selector:\n"));
+    let config = |seconds: i32| {
+        format!("  sessionAffinityConfig:\n    clientIP:\n      timeoutSeconds: {seconds}\n")
+    };
+    let client_ip = "  sessionAffinity: ClientIP\n";
+    for good in [client_ip.to_owned(), format!("{client_ip}{}", config(86_400))] {
+        let dir = dir(&[("a.yaml", &with(&good))]);
+        let loaded = load(&[dir.path().to_owned()]).unwrap();
+        let found = loaded.all.values().find_map(|object| match object.slim() {
+            Some(crate::source::Object::Service(service)) => service.client_ip,
+            _ => None,
+        });
+        assert!(found.is_some(), "{good}");
+    }
+    assert_eq!(
+        problems(&with("  sessionAffinity: Cookie\n")),
+        ["a.yaml:8: spec.sessionAffinity: \"Cookie\" is no session affinity; use None or ClientIP"]
+    );
+    assert_eq!(
+        problems(&with(&config(60))),
+        [
+            "a.yaml:8: spec.sessionAffinityConfig: needs a session affinity; add sessionAffinity: ClientIP, or remove it"
+        ]
+    );
+    assert_eq!(
+        problems(&with(&format!("{client_ip}{}", config(0)))),
+        [
+            "a.yaml:11: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is out of bounds; use a number from 1 to 86400"
+        ]
+    );
+}
+
+#[test]
 fn lines_count_through_documents_and_lists() {
     let text =
         format!("# shop\n---\n{DEPLOYMENT}---\n{}", SERVICE.replace("port: 80\n", "port: 0\n"));

@@ -6,13 +6,14 @@ use std::{collections::BTreeSet, net::IpAddr};
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{Pod, PodSpec, Probe, Service},
+        core::v1::{Pod, PodSpec, Probe, Service, ServiceSpec},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
 use super::{Object, expand::MAX_REPLICAS};
+use crate::source::object::CLIENT_IP_TIMEOUTS;
 
 /// A field that cannot be used: its path, what is wrong and the mend.
 #[derive(Debug)]
@@ -125,6 +126,7 @@ fn check_service(out: &mut Findings, service: &Service) {
             add(out, "spec.type", format!("{other:?} is no Service type"), mend);
         }
     }
+    check_session_affinity(out, spec);
     let headless = spec.cluster_ip.as_deref() == Some("None");
     for ip in spec.cluster_ip.iter().filter(|ip| !matches!(ip.as_str(), "" | "None")) {
         check_ip(out, "spec.clusterIP".to_owned(), ip);
@@ -155,6 +157,29 @@ fn check_service(out: &mut Findings, service: &Service) {
             let problem = format!("{name:?} is there twice");
             add(out, format!("spec.ports[{i}].name"), problem, "rename one of them");
         }
+    }
+}
+
+fn check_session_affinity(out: &mut Findings, spec: &ServiceSpec) {
+    let kind = spec.session_affinity.as_deref().unwrap_or("None");
+    if !matches!(kind, "None" | "ClientIP") {
+        let problem = format!("{kind:?} is no session affinity");
+        return add(out, "spec.sessionAffinity", problem, "use None or ClientIP");
+    }
+    let Some(config) = &spec.session_affinity_config else { return };
+    if kind == "None" {
+        let problem = "needs a session affinity";
+        add(
+            out,
+            "spec.sessionAffinityConfig",
+            problem,
+            "add sessionAffinity: ClientIP, or remove it",
+        );
+    }
+    let seconds = config.client_ip.as_ref().and_then(|client_ip| client_ip.timeout_seconds);
+    if let Some(seconds) = seconds.filter(|seconds| !CLIENT_IP_TIMEOUTS.contains(seconds)) {
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+        add(out, field, format!("{seconds} is out of bounds"), "use a number from 1 to 86400");
     }
 }
 

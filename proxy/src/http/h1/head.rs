@@ -1,6 +1,6 @@
 //! The fields of one message, as they are on the wire.
 
-use super::super::fields::Fields;
+use crate::fields::Fields;
 
 /// A head that was read and not yet looked into.
 #[derive(Debug)]
@@ -219,14 +219,14 @@ impl Field {
 }
 
 impl Fields for Head {
-    fn get(&self, name: &http::HeaderName) -> Option<&[u8]> {
+    fn all<'a>(&'a self, name: &'a http::HeaderName) -> impl Iterator<Item = &'a [u8]> {
         let wanted = name.as_str().as_bytes();
-        let mut fields = self.fields.iter().filter(|field| !field.removed);
-        let found = fields.find(|field| {
+        let there = self.fields.iter().filter(|field| !field.removed);
+        let found = there.filter(move |field| {
             let name = &self.bytes[field.line..field.name_end];
             name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted)
-        })?;
-        Some(&self.bytes[found.value..found.value_end])
+        });
+        found.map(|field| &self.bytes[field.value..field.value_end])
     }
 }
 

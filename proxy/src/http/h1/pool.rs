@@ -88,6 +88,16 @@ impl<K: Hash + Eq + Clone, IO: AsyncRead + Unpin> Pool<K, IO> {
         }
     }
 
+    /// Closes the connection that is idle for longest; `false` where there is none.
+    pub fn close_oldest(&self, key: &K) -> bool {
+        let mut all = self.all.lock();
+        let Some(kept) = all.get_mut(key).filter(|kept| !kept.idle.is_empty()) else {
+            return false;
+        };
+        kept.idle.remove(0);
+        true
+    }
+
     /// Closes what was idle too long, or closed by its peer; called now and then by the worker.
     pub fn sweep(&self, now: Instant) {
         self.all.lock().retain(|_, kept| {
