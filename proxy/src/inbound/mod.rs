@@ -26,7 +26,7 @@ use crate::{
         connect::{Connector, Reset},
         copy::{self, Carried},
         detect::{self, Detected},
-        listener::original_destination,
+        listener::{self, original_destination},
         prefixed::Prefixed,
     },
     shared::Shared,
@@ -102,8 +102,12 @@ impl Inbound {
         let (app, port) = match source {
             Source::Explicit(app) => (app, client.local_addr().map_or(app.port(), |a| a.port())),
             Source::Redirected => match original_destination(&client) {
-                Ok(addr) if self.own.contains(&addr) => {
+                Ok(addr) if listener::is_own(&client, addr, &self.own) => {
                     return self.refuse(&client, &Error::Loop(addr));
+                }
+                Ok(addr) if listener::is_foreign(&client, addr) => {
+                    let why = format!("{addr} is no address of this pod");
+                    return self.refuse(&client, &Error::NoRoute(why));
                 }
                 Ok(addr) => (addr, addr.port()),
                 Err(_) => return,

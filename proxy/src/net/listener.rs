@@ -139,6 +139,28 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     Ok(original.ok().and_then(|addr| addr.as_socket()).unwrap_or(local))
 }
 
+/// Whether this destination of a redirected connection is a listener of ours: forwarded, it would
+/// come back for ever. `own` are those known by address. A wildcard listener is reached by any
+/// address of the machine (all of 127.0.0.0/8, further interfaces), but then the connection was not
+/// redirected, and its destination is where it arrived.
+#[must_use]
+pub fn is_own(stream: &TcpStream, destination: SocketAddr, own: &[SocketAddr]) -> bool {
+    own.contains(&destination)
+        || own.iter().any(|own| own.port() == destination.port())
+            && stream.local_addr().is_ok_and(|local| local == destination)
+}
+
+/// Whether this destination of a connection from outside is none of this machine's addresses: a
+/// packet that was sent here by its link address alone, to be carried on in our name.
+#[must_use]
+pub fn is_foreign(stream: &TcpStream, destination: SocketAddr) -> bool {
+    let ip = destination.ip();
+    // Redirected to the main address of the device it came in by; that is mostly the one dialled.
+    let arrived_there = stream.local_addr().is_ok_and(|local| local.ip() == ip);
+    let unknown = |error: io::Error| error.kind() == io::ErrorKind::AddrNotAvailable;
+    !arrived_there && std::net::UdpSocket::bind((ip, 0)).is_err_and(unknown)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,7 +39,7 @@ use crate::{
         client_hello::ClientHello,
         connect::{Connector, Reset, reset_on_drop},
         detect::{self, Detected},
-        listener::original_destination,
+        listener::{self, original_destination},
         prefixed::Prefixed,
     },
     shared::Shared,
@@ -127,7 +127,7 @@ impl Outbound {
         let target = match &source {
             Source::Explicit(authority) => Target::Authority(authority.to_string()),
             Source::Redirected => match original_destination(&client) {
-                Ok(addr) if self.own.contains(&addr) => {
+                Ok(addr) if listener::is_own(&client, addr, &self.own) => {
                     return self.refuse(&client, &Error::Loop(addr));
                 }
                 Ok(addr) => Target::Address(addr),

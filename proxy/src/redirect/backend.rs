@@ -5,7 +5,6 @@ use std::{ffi::OsStr, fmt};
 use clap::ValueEnum;
 
 use super::{
-    TABLE,
     iptables::{self, IptablesError},
     nft::{self, NftError, Table},
     rules::Rules,
@@ -110,7 +109,7 @@ pub(super) fn remove(path: &OsStr) -> Result<(), BackendError> {
 }
 
 fn remove_nft() -> Result<(), NftError> {
-    match nft::remove(TABLE) {
+    match super::remove() {
         // Then there are none.
         Err(NftError::Unsupported { .. }) => Ok(()),
         other => other,

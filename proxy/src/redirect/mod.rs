@@ -32,3 +32,11 @@ const TABLE: &str = "remora";
 pub fn apply(config: &RedirectConfig) -> Result<(), RedirectError> {
     nft::replace(&config.rules().table())
 }
+
+/// Removes the interception rules of nf_tables; no error where there are none.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn remove() -> Result<(), RedirectError> {
+    nft::remove(TABLE)
+}

@@ -10,6 +10,7 @@
 mod capture;
 mod edit;
 mod kill;
+mod loops;
 mod manifests;
 mod mesh;
 mod nginx;

@@ -3,10 +3,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
-    namespace::{NODE, NODE_V6, Pod},
+    namespace::{NODE, NODE_V6, Pod, add_address, route_to},
     writer::each,
     *,
 };
+use crate::net::listener::{self, is_foreign, is_own};
 
 #[test]
 fn outbound_connections_reach_the_proxy_with_their_destination() {
@@ -118,6 +119,66 @@ fn inbound_connections_reach_the_proxy_except_on_skipped_ports() {
         pod.run(move || rules.apply(&RedirectConfig { skip_subnets, ..marked() }));
         for to in [IpAddr::from(ip), ip_v6.into()] {
             assert_eq!(dial((to, 8080), 0).err(), Some(ErrorKind::ConnectionRefused));
+        }
+    });
+}
+
+/// What the inbound listener takes a connection for: where it goes, whether that is a listener of
+/// ours, whether it is no address of the pod.
+fn judge(listener: &TcpListener) -> (SocketAddr, bool, bool) {
+    let own = [listener.local_addr().unwrap()];
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let _inside = runtime.enter();
+    let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+    let to = listener::original_destination(&stream).unwrap();
+    (to, is_own(&stream, to, &own), is_foreign(&stream, to))
+}
+
+#[test]
+fn nobody_is_carried_on_to_another_address_than_the_pods() {
+    let test = "redirect::tests::capture::nobody_is_carried_on_to_another_address_than_the_pods";
+    each(test, |rules| {
+        let pod = Pod::new(2);
+        let (second, elsewhere) = (Ipv4Addr::new(10, 245, 0, 2), Ipv4Addr::new(198, 51, 100, 9));
+        let elsewhere_v6: Ipv6Addr = "2001:db8::9".parse().unwrap();
+        for ip in [second.into(), elsewhere.into(), elsewhere_v6.into()] {
+            route_to(&pod, ip);
+        }
+        let (ip, ip_v6) = (pod.ip, pod.ip_v6);
+        pod.run(move || {
+            rules.apply(&marked());
+            add_address(2, second);
+        });
+        // Each with the listener's port, where the rules leave it alone, and another.
+        for (to, foreign) in [
+            (IpAddr::from(ip), false),
+            (ip_v6.into(), false),
+            (second.into(), false),
+            (elsewhere.into(), true),
+            (elsewhere_v6.into(), true),
+        ] {
+            let unspecified = match to {
+                IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let proxy = pod.run(move || {
+                let proxy = listener::bind((unspecified, 4143).into(), 1).unwrap().remove(0);
+                proxy.set_nonblocking(false).unwrap();
+                proxy
+            });
+            let _client = dial((to, 80), 0).unwrap();
+            let (proxy, judged) = pod.run(move || {
+                let judged = judge(&proxy);
+                (proxy, judged)
+            });
+            assert_eq!(judged, ((to, 80).into(), false, foreign), "{to}");
+            if !foreign {
+                let _client = dial((to, 4143), 0).unwrap();
+                let judged = pod.run(move || judge(&proxy));
+                assert_eq!(judged, ((to, 4143).into(), true, false), "{to}");
+            }
         }
     });
 }

@@ -161,6 +161,31 @@ pub(in crate::redirect) fn route_to_loopback(ip: Ipv4Addr) {
     });
 }
 
+/// Sends the node's packets for this address to a pod, whether or not it is the pod's.
+pub(super) fn route_to(pod: &Pod, ip: IpAddr) {
+    netlink(async |handle| {
+        let message = match ip {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(ip, 32)
+                .gateway(pod.ip)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(ip, 128)
+                .gateway(pod.ip_v6)
+                .build(),
+        };
+        handle.route().add(message).execute().await.unwrap();
+    });
+}
+
+/// Gives a pod one more address; call in the pod.
+pub(super) fn add_address(number: u8, ip: Ipv4Addr) {
+    netlink(async |handle| {
+        let device = index(&handle, &format!("pod{number}")).await;
+        handle.address().add(device, ip.into(), 32).execute().await.unwrap();
+    });
+}
+
 async fn route(handle: &Handle, device: u32, ip: IpAddr, source: Option<Ipv4Addr>) {
     let message = match ip {
         IpAddr::V4(ip) => {
