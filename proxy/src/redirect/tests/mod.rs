@@ -4,6 +4,7 @@
 mod capture;
 mod datagrams;
 pub(super) mod namespace;
+mod peers;
 mod services;
 mod tidy;
 mod writer;
