@@ -122,7 +122,8 @@ impl Inbound {
         let policy = self.discovery.inbound_policy();
         let mut seen = BytesMut::new();
         // Even an opaque port is looked at: the caller may be a proxy of ours.
-        let Ok(found) = detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await else {
+        let (metrics, inbound) = (&self.metrics, Direction::Inbound);
+        let Ok(found) = detect::timed(&mut client, &mut seen, metrics, inbound).await else {
             return;
         };
         if matches!(&found, Detected::Tls(hello) if hello.mesh) {

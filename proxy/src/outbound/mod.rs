@@ -183,7 +183,8 @@ impl Outbound {
             Protocol::Tls => Detected::Tls(ClientHello::default()),
             Protocol::Detect if self.learned.is_opaque(&target) => Detected::Opaque,
             Protocol::Detect => {
-                match detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await {
+                let (metrics, outbound) = (&self.metrics, Direction::Outbound);
+                match detect::timed(&mut client, &mut seen, metrics, outbound).await {
                     Ok(found) => {
                         self.metrics.detected(Direction::Outbound, found.as_str());
                         found
