@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
+mod binds;
 mod capture;
 mod edit;
 mod kill;
