@@ -2,25 +2,13 @@
 
 use std::{ffi::OsStr, fmt};
 
-use clap::ValueEnum;
+pub use remora_core::settings::RedirectBackend as Backend;
 
 use super::{
     iptables::{self, IptablesError},
     nft::{self, NftError, Table},
     rules::Rules,
 };
-
-/// What writes the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Backend {
-    /// nf_tables, over netlink.
-    #[default]
-    Nft,
-    /// iptables-legacy-restore, else iptables-restore, and the same for IPv6.
-    Iptables,
-    /// nf_tables, where the kernel has it; else iptables.
-    Auto,
-}
 
 /// Why the rules are not in force, or not gone.
 #[derive(Debug, thiserror::Error)]

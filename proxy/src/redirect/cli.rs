@@ -40,8 +40,9 @@ enum Command {
 struct Apply {
     #[command(flatten)]
     rules: Rules,
-    /// What writes them.
-    #[arg(long, value_enum, default_value_t)]
+    /// What writes them: nft (nf_tables, over netlink), iptables (its programs), or auto (nft, where
+    /// the kernel has nf_tables; else iptables).
+    #[arg(long, value_name = "BACKEND", default_value_t)]
     backend: Backend,
     /// Show the rules in the backend's language and change nothing.
     #[arg(long)]
