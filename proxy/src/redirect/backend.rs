@@ -5,7 +5,7 @@ use std::{ffi::OsStr, fmt};
 pub use remora_core::settings::RedirectBackend as Backend;
 
 use super::{
-    iptables::{self, IptablesError},
+    iptables::{self, Applied, IptablesError},
     nft::{self, NftError, Table},
     rules::Rules,
 };
@@ -34,7 +34,7 @@ pub enum BackendError {
 pub struct Written {
     by: &'static str,
     /// Why not by what was tried first.
-    instead: Option<NftError>,
+    instead: Option<BackendError>,
     /// Why it is not known whether rules of iptables are left.
     left: Option<IptablesError>,
 }
@@ -75,12 +75,15 @@ pub(super) fn apply_with(
             Err(error) => return Err(error.into()),
         },
     };
-    let by = match (iptables::apply(rules, path), instead.clone()) {
-        (Ok(by), _) => by,
-        (Err(iptables), Some(nft)) => return Err(BackendError::Neither { nft, iptables }),
+    let Applied { by, instead: iptables } = match (iptables::apply(rules, path), &instead) {
+        (Ok(applied), _) => applied,
+        (Err(iptables), Some(nft)) => {
+            return Err(BackendError::Neither { nft: nft.clone(), iptables });
+        }
         (Err(error), None) => return Err(error.into()),
     };
     remove_nft()?;
+    let instead = instead.map(Into::into).or(iptables.map(Into::into));
     Ok(Written { by, instead, left: None })
 }
 
@@ -108,7 +111,7 @@ impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rules in force by {}", self.by)?;
         if let Some(why) = &self.instead {
-            write!(f, ", because by nftables: {why}")?;
+            write!(f, "; tried first: {why}")?;
         }
         if let Some(problem) = &self.left {
             write!(f, "; cannot tell whether rules of iptables are left: {problem}")?;

@@ -55,16 +55,27 @@ pub enum IptablesError {
 fn mend(said: &str) -> &'static str {
     if said.contains("ermission denied") {
         "; needs CAP_NET_ADMIN in the pod's network namespace, and iptables-legacy CAP_NET_RAW too"
+    } else if said.contains("initialize") {
+        "; needs CAP_NET_ADMIN and CAP_NET_RAW, and kernel modules iptable_nat and ip6table_nat"
     } else if said.contains("lock") {
         "; another program is changing rules, or XTABLES_LOCKFILE names no file that can be opened"
     } else {
-        "; needs kernel modules iptable_nat, ip6table_nat, xt_REDIRECT, xt_owner, xt_mark, xt_tcpudp, \
-         or for iptables-nft nf_tables and nft_compat"
+        "; needs kernel modules xt_REDIRECT, xt_owner, xt_mark and xt_tcpudp, and for iptables-nft \
+         nf_tables and nft_compat"
     }
 }
 
 fn each(errors: &[IptablesError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Which implementation of iptables it was.
+#[derive(Debug)]
+pub struct Applied {
+    /// What its programs' names begin with.
+    pub by: &'static str,
+    /// Why it was not the one before it.
+    pub instead: Option<IptablesError>,
 }
 
 /// Puts the rules in force, in place of former ones of any implementation of iptables on this
@@ -75,7 +86,7 @@ fn each(errors: &[IptablesError]) -> String {
 ///
 /// # Errors
 /// Where none can; the former rules then stay.
-pub fn apply(rules: &Rules, path: &OsStr) -> Result<&'static str, IptablesError> {
+pub fn apply(rules: &Rules, path: &OsStr) -> Result<Applied, IptablesError> {
     let (tools, families) = (tool::find(path), tool::families());
     let mut problems = Vec::new();
     let able = tools.iter().position(|tool| match tool.replace(rules, &families) {
@@ -98,7 +109,7 @@ pub fn apply(rules: &Rules, path: &OsStr) -> Result<&'static str, IptablesError>
             _ = other.remove()?;
         }
     }
-    Ok(tools[able].name)
+    Ok(Applied { by: tools[able].name, instead: problems.pop() })
 }
 
 /// Removes our chains and the jumps to them, as far as there are any and a program on this search

@@ -194,7 +194,9 @@ fn default_lock_opens() -> bool {
 /// What the program complains of, in one line; a line number becomes the line.
 fn said(stderr: &str, input: &str) -> String {
     const LONGEST: usize = 300;
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines = stderr.lines().map(str::trim);
+    let lines: Vec<&str> =
+        lines.filter(|line| !line.is_empty() && !line.starts_with("Try `")).collect();
     let mut text = lines.join(" ");
     let number = text.split("line ").nth(1).and_then(|rest| {
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok()?.checked_sub(1)

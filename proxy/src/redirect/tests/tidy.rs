@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -106,6 +107,13 @@ fn kinds(ruleset: &str) -> [bool; 2] {
     [ruleset.contains("table inet remora"), ruleset.contains("-A REMORA_OUTBOUND ")]
 }
 
+/// Puts a script in the place of a program.
+fn fake(program: &Path, body: &str) {
+    fs::remove_file(program).unwrap();
+    fs::write(program, format!("#!/bin/sh\ncat >/dev/null\n{body}\n")).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 #[test]
 fn another_backend_takes_the_place_of_the_one_before() {
     let test = "redirect::tests::tidy::another_backend_takes_the_place_of_the_one_before";
@@ -127,6 +135,13 @@ fn another_backend_takes_the_place_of_the_one_before() {
             assert_eq!(ruleset().matches("-j REMORA_OUTBOUND\n").count(), 2, "one for each family");
             iptables.remove();
             assert_eq!(kinds(&ruleset()), [false, false]);
+            // Where iptables-legacy cannot, which is told.
+            let restore = iptables.path.path().join("ip6tables-legacy-restore");
+            fake(&restore, "echo no such table >&2; exit 1");
+            let line = iptables.try_apply(&marked()).unwrap().to_string();
+            assert!(line.starts_with("rules in force by iptables; tried first: /"), "{line}");
+            assert!(line.contains("no such table"), "{line}");
+            assert_eq!(kinds(&ruleset()), [false, true]);
         });
     });
 }
@@ -147,7 +162,7 @@ fn auto_takes_iptables_only_where_the_kernel_has_no_nf_tables_and_says_so() {
             };
             let written = backend::apply_with(&rules, Backend::Auto, path, unsupported).unwrap();
             let line = written.to_string();
-            let expected = "rules in force by iptables-legacy, because by nftables: cannot write";
+            let expected = "rules in force by iptables-legacy; tried first: cannot write";
             assert!(line.starts_with(expected), "{line}");
             assert_eq!(kinds(&ruleset()), [false, true]);
 
@@ -185,10 +200,11 @@ fn a_refusal_leaves_the_former_rules_of_both_families() {
                 "iptables-legacy" => "iptables-legacy-restore",
                 _ => "iptables-restore",
             });
-            fs::remove_file(&v4).unwrap();
-            let script = "#!/bin/sh\ncat >/dev/null\ncase \"$*\" in\n*--version*) echo '(nf_tables)'; exit 0;;\n*--test*) exit 0;;\nesac\necho line 2 failed >&2\nexit 1\n";
-            fs::write(&v4, script).unwrap();
-            fs::set_permissions(&v4, fs::Permissions::from_mode(0o755)).unwrap();
+            fake(
+                &v4,
+                "case \"$*\" in *--version*) echo '(nf_tables)'; exit 0;; *--test*) exit 0;; esac\n\
+                 echo line 2 failed >&2; exit 1",
+            );
             let other = RedirectConfig { skip_outbound: "5432".parse().unwrap(), ..marked() };
             let error = rules.try_apply(&other).unwrap_err().to_string();
             assert!(error.contains("line 2 failed (\":REMORA_OUTBOUND - [0:0]\")"), "{error}");
