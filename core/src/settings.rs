@@ -46,6 +46,46 @@ pub enum Inject {
     Disabled,
 }
 
+/// What writes the interception rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RedirectBackend {
+    /// nf_tables, over netlink.
+    #[default]
+    Nft,
+    /// `iptables-legacy-restore`, else `iptables-restore`, and the same for IPv6.
+    Iptables,
+    /// nf_tables, where the kernel has it; else iptables.
+    Auto,
+}
+
+impl RedirectBackend {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Iptables => "iptables",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for RedirectBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for RedirectBackend {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mut all = [Self::Nft, Self::Iptables, Self::Auto].into_iter();
+        all.find(|backend| backend.as_str() == s)
+            .ok_or_else(|| format!("{s:?} is none of nft, iptables, auto"))
+    }
+}
+
 impl FromStr for Inject {
     type Err = String;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::ArgAction;
-use remora_core::names::annotations;
+use remora_core::{names::annotations, settings::RedirectBackend};
 
 use crate::{
     decide::{Decision, Settings},
@@ -47,6 +47,9 @@ pub struct Args {
     /// Sidecars ask an agent on their node for the interception rules.
     #[arg(long)]
     redirect_agent: bool,
+    /// What writes the rules otherwise: nft, iptables or auto.
+    #[arg(long, value_name = "BACKEND", default_value_t, conflicts_with = "redirect_agent")]
+    redirect_backend: RedirectBackend,
 }
 
 /// Why nothing was written.
@@ -132,8 +135,12 @@ fn read(path: &PathBuf, stdin: &mut impl Read) -> io::Result<String> {
 impl Args {
     fn settings(&self) -> Settings {
         let native_sidecar = self.native_sidecar != NativeSidecar::Disabled;
-        let redirect_agent = self.redirect_agent;
-        let mut settings = Settings { native_sidecar, redirect_agent, ..Settings::default() };
+        let mut settings = Settings {
+            native_sidecar,
+            redirect_agent: self.redirect_agent,
+            redirect_backend: self.redirect_backend,
+            ..Settings::default()
+        };
         for (given, field) in [
             (&self.proxy_image, &mut settings.proxy_image),
             (&self.control_plane, &mut settings.control_plane),

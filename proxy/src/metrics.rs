@@ -3,12 +3,15 @@
 //!
 //! Series are bounded: every label here has a closed set of values.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::Duration,
+};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
 use crate::error::Reason;
@@ -44,16 +47,29 @@ pub enum Tls {
 const DIRECTIONS: [&str; 2] = ["outbound", "inbound"];
 const TLS: [&str; 3] = ["mtls", "none", "passthrough"];
 const DETECTED: [&str; 5] = ["http/1", "http/2", "tls", "opaque", "silent"];
+/// Upper bounds of the detection histogram, in microseconds: a silent client is in the one after
+/// 50 ms, a client that began and never became recognisable beyond the last.
+const DETECT_BOUNDS: [u32; 12] =
+    [100, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000];
 
 /// The counters. Written by the workers with relaxed atomics.
 #[derive(Debug, Default)]
 pub struct Metrics {
     errors: [[AtomicU64; Reason::ALL.len()]; 2],
     detected: [[AtomicU64; DETECTED.len()]; 2],
+    detect_took: [DetectTimes; 2],
     connections: [[AtomicU64; TLS.len()]; 2],
     open: [[AtomicI64; TLS.len()]; 2],
     bytes: [[AtomicU64; 2]; 2],
     inbound_requests: [AtomicU64; 2],
+}
+
+/// How long detections took.
+#[derive(Debug, Default)]
+struct DetectTimes {
+    /// Those up to each bound and above the one before; the last has no bound.
+    counts: [AtomicU64; DETECT_BOUNDS.len() + 1],
+    nanos: AtomicU64,
 }
 
 impl Metrics {
@@ -67,6 +83,15 @@ impl Metrics {
         if let Some(at) = DETECTED.iter().position(|known| *known == what) {
             self.detected[direction as usize][at].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// How long the first bytes were looked at, or waited for.
+    pub fn detect_took(&self, direction: Direction, took: Duration) {
+        let times = &self.detect_took[direction as usize];
+        let at = DETECT_BOUNDS.partition_point(|bound| took.as_micros() > u128::from(*bound));
+        times.counts[at].fetch_add(1, Ordering::Relaxed);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        times.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// A connection is open as long as the guard lives.
@@ -131,6 +156,7 @@ impl Collector for ProcessCollector {
             "Connections by what their first bytes were",
             table(&DETECTED, &m.detected, "result"),
         )?;
+        detect_times(&m.detect_took, family.0)?;
         family.counters(
             "remora_tcp_connections",
             "Connections accepted from, or opened for, the application",
@@ -153,7 +179,7 @@ impl Collector for ProcessCollector {
             "remora_tcp_open_connections",
             "Connections open now",
             None,
-            prometheus_client::metrics::MetricType::Gauge,
+            MetricType::Gauge,
         )?;
         for (labels, value) in open {
             ConstGauge::new(value).encode(gauge.encode_family(&labels)?)?;
@@ -164,6 +190,25 @@ impl Collector for ProcessCollector {
             (0..2).map(|t| ([("tls", TLS[t])], m.inbound_requests[t].load(Ordering::Relaxed))),
         )
     }
+}
+
+fn detect_times(
+    times: &[DetectTimes; 2],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), std::fmt::Error> {
+    let (name, help) = ("remora_detect_duration_seconds", "Time that looking at first bytes took");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for (word, times) in DIRECTIONS.iter().zip(times) {
+        let bounds = DETECT_BOUNDS.iter().map(|micros| f64::from(*micros) / 1e6);
+        let counts = times.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let buckets: Vec<(f64, u64)> = bounds.chain([f64::INFINITY]).zip(counts).collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = Duration::from_nanos(times.nanos.load(Ordering::Relaxed)).as_secs_f64();
+        let labels = [("direction", *word)];
+        let mut metric = family.encode_family(&labels)?;
+        metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    Ok(())
 }
 
 fn table<'a, const N: usize>(
@@ -189,7 +234,7 @@ impl Families<'_, '_> {
         help: &str,
         series: impl Iterator<Item = ([(&'static str, S); N], u64)>,
     ) -> Result<(), std::fmt::Error> {
-        let kind = prometheus_client::metrics::MetricType::Counter;
+        let kind = MetricType::Counter;
         let mut family = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, value) in series.filter(|(_, value)| *value > 0) {
             let labels = labels.each_ref().map(|(name, value)| (*name, value.as_ref()));
@@ -209,6 +254,9 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         metrics.error(Direction::Outbound, Reason::NoEndpoints);
         metrics.detected(Direction::Inbound, "http/1");
+        for micros in [80, 50_300, 51_000, 1_050_000] {
+            metrics.detect_took(Direction::Outbound, Duration::from_micros(micros));
+        }
         let _open = metrics.connection(Direction::Outbound, Tls::Mutual);
         let mut registry = prometheus_client::registry::Registry::default();
         registry.register_collector(Box::new(ProcessCollector(metrics)));
@@ -218,6 +266,13 @@ mod tests {
             "remora_proxy_errors_total{direction=\"outbound\",reason=\"no-endpoints\"} 1",
             "remora_detect_total{direction=\"inbound\",result=\"http/1\"} 1",
             "remora_tcp_open_connections{direction=\"outbound\",tls=\"mtls\"} 1",
+            "remora_detect_duration_seconds_bucket{le=\"0.0001\",direction=\"outbound\"} 1",
+            "remora_detect_duration_seconds_bucket{le=\"0.05\",direction=\"outbound\"} 1",
+            "remora_detect_duration_seconds_bucket{le=\"0.1\",direction=\"outbound\"} 3",
+            "remora_detect_duration_seconds_bucket{le=\"1.0\",direction=\"outbound\"} 3",
+            "remora_detect_duration_seconds_bucket{le=\"+Inf\",direction=\"outbound\"} 4",
+            "remora_detect_duration_seconds_sum{direction=\"outbound\"} 1.15138",
+            "remora_detect_duration_seconds_count{direction=\"inbound\"} 0",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -24,7 +24,7 @@ use clap::ArgAction;
 use serde_json::Value;
 
 pub use values::ValuesError;
-use values::{FailurePolicy, NativeSidecar, PullPolicy, Sources};
+use values::{FailurePolicy, NativeSidecar, PullPolicy, RedirectBackend, Sources};
 
 /// In the order in which `kubectl apply -f -` must see them.
 const TEMPLATES: [(&str, &str); 7] = [
@@ -70,6 +70,9 @@ pub struct Args {
     /// Security level baseline or restricted.
     #[arg(long)]
     redirect_agent: bool,
+    /// What writes the interception rules where pods do it themselves.
+    #[arg(long, value_name = "BACKEND")]
+    redirect_backend: Option<RedirectBackend>,
     /// What becomes of a pod that asked for a sidecar while no injector answers.
     #[arg(long, value_name = "POLICY")]
     webhook_failure_policy: Option<FailurePolicy>,
@@ -157,6 +160,7 @@ impl Args {
         flag("externalIssuer", self.external_issuer.then_some(Value::Bool(true)));
         flag("nativeSidecar", self.native_sidecar.map(json));
         flag("redirectAgent", self.redirect_agent.then_some(Value::Bool(true)));
+        flag("redirectBackend", self.redirect_backend.map(json));
         flag("webhookFailurePolicy", self.webhook_failure_policy.map(json));
         Sources { files: self.values, set: self.set, flags }
     }

@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use remora_core::names;
+use remora_core::{names, settings};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ use super::*;
 const VARIANTS: [&[&str]; 5] = [
     &[],
     &["redirectAgent=true"],
-    &["externalIssuer=true", "priorityClassName=", "createNamespace=false"],
+    &["externalIssuer=true", "priorityClassName=", "createNamespace=false", "redirectBackend=auto"],
     &["image=registry.example:5000/mesh/remora@sha256:00", "trustDomain=prod.example.com"],
     &[
         "proxy.cpuRequest=10m",
@@ -315,6 +315,8 @@ fn the_programs_understand_their_arguments() {
         assert_eq!(injector.admin_listen.port(), names::ports::INJECTOR_ADMIN);
         assert_eq!(injector.trust_domain, control_plane.trust_domain);
         assert_eq!(injector.redirect_agent, set.contains(&"redirectAgent=true"));
+        let auto = injector.redirect_backend == settings::RedirectBackend::Auto;
+        assert_eq!(auto, set.contains(&"redirectBackend=auto"));
     }
 }
 

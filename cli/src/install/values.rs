@@ -78,6 +78,7 @@ pub(super) struct Values {
     webhook_timeout_seconds: u32,
     native_sidecar: NativeSidecar,
     redirect_agent: bool,
+    redirect_backend: RedirectBackend,
     proxy: Proxy,
     control_plane: Program,
     injector: Program,
@@ -168,6 +169,18 @@ pub(super) enum NativeSidecar {
     Enabled,
     /// Never: ordinary containers.
     Disabled,
+}
+
+/// What writes the interception rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RedirectBackend {
+    /// nf_tables, over netlink.
+    Nft,
+    /// The programs of iptables, which the image must have.
+    Iptables,
+    /// nf_tables, where the kernel has it; else iptables.
+    Auto,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -271,6 +284,10 @@ impl Values {
             let problem = format!("{} is not from 1 to 30", self.webhook_timeout_seconds);
             return unusable("webhookTimeoutSeconds", problem);
         }
+        if self.redirect_agent && self.redirect_backend != RedirectBackend::Nft {
+            let problem = "the redirect agent writes nft only; leave one of the two out".to_owned();
+            return unusable("redirectBackend", problem);
+        }
         self.proxy.check()?;
         self.control_plane.check(["controlPlane.replicas", "controlPlane.resources"])?;
         self.injector.check(["injector.replicas", "injector.resources"])
@@ -358,6 +375,16 @@ mod tests {
     #[test]
     fn the_default_image_has_the_version() {
         assert_eq!(set(&[]).unwrap()["image"], "ghcr.io/remora-io/remora:1.2.3");
+    }
+
+    #[test]
+    fn the_agent_writes_nft_only() {
+        let error = set(&["redirectAgent=true", "redirectBackend=auto"]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("value redirectBackend: the redirect agent writes nft"),
+            "{error}"
+        );
+        assert!(set(&["redirectAgent=true"]).is_ok() && set(&["redirectBackend=auto"]).is_ok());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use remora_core::{
     names::{CLUSTER_DOMAIN, SYSTEM_NAMESPACE, TRUST_DOMAIN, annotations, ports},
-    settings::{Inject, InvalidAnnotation, in_force, read},
+    settings::{Inject, InvalidAnnotation, RedirectBackend, in_force, read},
 };
 
 use crate::{
@@ -34,6 +34,8 @@ pub struct Settings {
     /// Whether an agent on each node writes the interception rules, so that pods need no
     /// capability for it.
     pub redirect_agent: bool,
+    /// What writes the rules where the pods do it themselves.
+    pub redirect_backend: RedirectBackend,
     /// What pods get whose annotations do not say otherwise.
     pub defaults: ProxySettings,
 }
@@ -51,6 +53,7 @@ impl Default for Settings {
             trust_domain: TRUST_DOMAIN.to_owned(),
             native_sidecar: true,
             redirect_agent: false,
+            redirect_backend: RedirectBackend::default(),
             defaults: ProxySettings::default(),
         }
     }

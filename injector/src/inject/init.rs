@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
 };
 use remora_core::{
     names::{PROXY_UID, ports},
-    settings::PortSet,
+    settings::{PortSet, RedirectBackend},
 };
 
 use super::{INIT_CONTAINER, PROGRAM, proxy::resources, restricted};
@@ -14,13 +14,15 @@ use crate::{decide::Settings, proxy_settings::ProxySettings};
 /// Address of the pod's node, for the argument that names its agent.
 const HOST_IP: &str = "REMORA_HOST_IP";
 
-/// It ends at once; what it leaves is the pod's nftables. It writes them itself, or asks the agent
-/// of its node.
+/// It ends at once; what it leaves is the pod's nftables, or iptables. It writes them itself, or asks
+/// the agent of its node.
 pub(super) fn container(proxy: &ProxySettings, settings: &Settings) -> Container {
     let command = if settings.redirect_agent {
         vec!["ask".to_owned(), format!("--agent-ip=$({HOST_IP})")]
     } else {
-        vec!["apply".to_owned()]
+        let default = settings.redirect_backend == RedirectBackend::default();
+        let backend = (!default).then(|| format!("--backend={}", settings.redirect_backend));
+        ["apply".to_owned()].into_iter().chain(backend).collect()
     };
     let mut args = vec!["redirect".to_owned()];
     args.extend(command);
@@ -47,14 +49,14 @@ pub(super) fn container(proxy: &ProxySettings, settings: &Settings) -> Container
         args: Some(args),
         env: settings.redirect_agent.then(|| vec![host_ip()]),
         resources: resources(&proxy.resources),
-        security_context: Some(security(settings.redirect_agent)),
+        security_context: Some(security(settings)),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
 }
 
-fn security(agent: bool) -> SecurityContext {
-    if agent {
+fn security(settings: &Settings) -> SecurityContext {
+    if settings.redirect_agent {
         // As the proxy's user, whose connections are exempt: a second start must reach the agent
         // although the rules are in force.
         return SecurityContext {
@@ -64,13 +66,18 @@ fn security(agent: bool) -> SecurityContext {
             ..restricted(None)
         };
     }
-    // nf_tables asks for this one capability, and for it to be effective: hence root, also in a
-    // pod whose containers may not be. Pod Security admits it at level `privileged` only.
+    // nf_tables asks for one capability, and for it to be effective: hence root, also in a pod whose
+    // containers may not be. Pod Security admits it at level `privileged` only. iptables-legacy speaks
+    // to the kernel over a raw socket.
+    let mut capabilities = vec!["NET_ADMIN".to_owned()];
+    if settings.redirect_backend != RedirectBackend::Nft {
+        capabilities.push("NET_RAW".to_owned());
+    }
     SecurityContext {
         run_as_user: Some(0),
         run_as_group: Some(0),
         run_as_non_root: Some(false),
-        ..restricted(Some(vec!["NET_ADMIN".to_owned()]))
+        ..restricted(Some(capabilities))
     }
 }
 
@@ -91,6 +98,22 @@ fn host_ip() -> EnvVar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn iptables_is_asked_for_by_flag_and_needs_a_raw_socket() {
+        let of = |redirect_backend| {
+            let settings = Settings { redirect_backend, ..Settings::default() };
+            let container = container(&ProxySettings::default(), &settings);
+            let security = container.security_context.unwrap();
+            (container.args.unwrap(), security.capabilities.unwrap().add.unwrap())
+        };
+        let (args, capabilities) = of(RedirectBackend::Iptables);
+        assert_eq!(args[..3], ["redirect", "apply", "--backend=iptables"]);
+        assert_eq!(capabilities, ["NET_ADMIN", "NET_RAW"]);
+        let (args, capabilities) = of(RedirectBackend::Nft);
+        assert!(!args.iter().any(|arg| arg.starts_with("--backend")), "{args:?}");
+        assert_eq!(capabilities, ["NET_ADMIN"]);
+    }
 
     #[test]
     fn with_an_agent_on_the_node_the_container_needs_no_privilege() {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use remora_core::{
     names::{self, annotations},
-    settings::InvalidAnnotation,
+    settings::{InvalidAnnotation, RedirectBackend},
 };
 
 use crate::{NativeSidecar, ProxySettings, Settings};
@@ -44,6 +44,10 @@ pub struct Args {
     /// the capability NET_ADMIN.
     #[arg(long)]
     pub redirect_agent: bool,
+    /// What writes the rules otherwise: nft, iptables (the image must have its programs; needs the
+    /// capability NET_RAW too), or auto (nft, where the kernel has nf_tables; else iptables).
+    #[arg(long, value_name = "BACKEND", default_value_t, conflicts_with = "redirect_agent")]
+    pub redirect_backend: RedirectBackend,
     /// Name of the MutatingWebhookConfiguration whose caBundles are kept.
     #[arg(long, value_name = "NAME", default_value = names::WEBHOOK_CONFIGURATION)]
     pub webhook_configuration: String,
@@ -155,6 +159,7 @@ impl Args {
             control_plane: self.control_plane.clone().unwrap_or_else(control_plane),
             trust_domain: self.trust_domain.clone(),
             redirect_agent: self.redirect_agent,
+            redirect_backend: self.redirect_backend,
             defaults: self.defaults.read()?,
             ..Settings::default()
         })

@@ -28,7 +28,7 @@ use crate::{
         connect::{Connector, Reset},
         copy::{self, Carried},
         detect::{self, Detected},
-        listener::original_destination,
+        listener::{self, original_destination},
         prefixed::Prefixed,
     },
     shared::Shared,
@@ -109,8 +109,12 @@ impl Inbound {
         let (app, port) = match source {
             Source::Explicit(app) => (app, client.local_addr().map_or(app.port(), |a| a.port())),
             Source::Redirected => match original_destination(&client) {
-                Ok(addr) if self.own.contains(&addr) => {
+                Ok(addr) if listener::is_own(&client, addr, &self.own) => {
                     return self.refuse(&client, &Error::Loop(addr));
+                }
+                Ok(addr) if listener::is_foreign(&client, addr) => {
+                    let why = format!("{addr} is no address of this pod");
+                    return self.refuse(&client, &Error::NoRoute(why));
                 }
                 Ok(addr) => (addr, addr.port()),
                 Err(_) => return,
@@ -125,7 +129,8 @@ impl Inbound {
         let policy = self.discovery.inbound_policy();
         let mut seen = BytesMut::new();
         // Even an opaque port is looked at: the caller may be a proxy of ours.
-        let Ok(found) = detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await else {
+        let (metrics, inbound) = (&self.metrics, Direction::Inbound);
+        let Ok(found) = detect::timed(&mut client, &mut seen, metrics, inbound).await else {
             return;
         };
         if matches!(&found, Detected::Tls(hello) if hello.mesh) {

@@ -5,10 +5,11 @@ use std::{io, time::Duration};
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::client_hello::{self, ClientHello, Look};
+use crate::metrics::{Direction, Metrics};
 
 /// A client that says nothing for this long may be waiting for the server to speak first.
 pub const FIRST_BYTE: Duration = Duration::from_millis(50);
@@ -84,6 +85,22 @@ pub async fn detect<IO: AsyncRead + Unpin>(
         }
     };
     timeout(REST, more).await.unwrap_or(Ok(Detected::Opaque))
+}
+
+/// The same with the usual patience, and how long it took is counted.
+///
+/// # Errors
+/// As [`detect`].
+pub async fn timed<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    seen: &mut BytesMut,
+    metrics: &Metrics,
+    direction: Direction,
+) -> io::Result<Detected> {
+    let began = Instant::now();
+    let found = detect(io, seen, FIRST_BYTE).await;
+    metrics.detect_took(direction, began.elapsed());
+    found
 }
 
 /// What the bytes are; `None` while it can still become more than one thing.

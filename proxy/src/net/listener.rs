@@ -16,6 +16,10 @@ const BACKLOG: i32 = 4096;
 /// A peer that vanished is noticed after about two minutes: the kernel sends nine probes by default.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// And as soon where it leaves unconfirmed what was sent to it, when the kernel sends no probes but
+/// repeats itself for a quarter of an hour. A peer that confirms but has not read anything for this
+/// long is cut too (`tcp(7)`, `TCP_USER_TIMEOUT`).
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A listener that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -122,8 +126,18 @@ fn is_connection_error(error: &io::Error) -> bool {
 /// first read reports.
 pub fn prepare(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
+    let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    // Within the pod nobody vanishes without a word, and an application may read when it likes.
+    if !stays_here(stream).unwrap_or(true) {
+        let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    }
+}
+
+fn stays_here(stream: &TcpStream) -> io::Result<bool> {
+    let (local, peer) = (stream.local_addr()?.ip(), stream.peer_addr()?.ip());
+    Ok(local == peer || local.is_loopback() || peer.is_loopback())
 }
 
 /// Where the connection was going before the rules of [`crate::redirect`] turned it here;
@@ -137,6 +151,28 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     let original =
         if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     Ok(original.ok().and_then(|addr| addr.as_socket()).unwrap_or(local))
+}
+
+/// Whether this destination of a redirected connection is a listener of ours: forwarded, it would
+/// come back for ever. `own` are those known by address. A wildcard listener is reached by any
+/// address of the machine (all of 127.0.0.0/8, further interfaces), but then the connection was not
+/// redirected, and its destination is where it arrived.
+#[must_use]
+pub fn is_own(stream: &TcpStream, destination: SocketAddr, own: &[SocketAddr]) -> bool {
+    own.contains(&destination)
+        || own.iter().any(|own| own.port() == destination.port())
+            && stream.local_addr().is_ok_and(|local| local == destination)
+}
+
+/// Whether this destination of a connection from outside is none of this machine's addresses: a
+/// packet that was sent here by its link address alone, to be carried on in our name.
+#[must_use]
+pub fn is_foreign(stream: &TcpStream, destination: SocketAddr) -> bool {
+    let ip = destination.ip();
+    // Redirected to the main address of the device it came in by; that is mostly the one dialled.
+    let arrived_there = stream.local_addr().is_ok_and(|local| local.ip() == ip);
+    let unknown = |error: io::Error| error.kind() == io::ErrorKind::AddrNotAvailable;
+    !arrived_there && std::net::UdpSocket::bind((ip, 0)).is_err_and(unknown)
 }
 
 #[cfg(test)]
@@ -161,6 +197,16 @@ mod tests {
         let sockets = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
         let ports: Vec<u16> = sockets.iter().map(|s| s.local_addr().unwrap().port()).collect();
         assert!(ports.len() == 3 && ports.iter().all(|p| *p == ports[0] && *p != 0), "{ports:?}");
+    }
+
+    #[tokio::test]
+    async fn within_the_machine_nobody_is_cut_for_reading_late() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        prepare(&client);
+        let socket = SockRef::from(&client);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ use crate::{
         client_hello::ClientHello,
         connect::{Connector, Reset, reset_on_drop},
         detect::{self, Detected},
-        listener::original_destination,
+        listener::{self, original_destination},
         prefixed::Prefixed,
     },
     shared::Shared,
@@ -146,7 +146,7 @@ impl Outbound {
         let target = match &source {
             Source::Explicit(authority) => Target::Authority(authority.to_string()),
             Source::Redirected => match original_destination(&client) {
-                Ok(addr) if self.own.contains(&addr) => {
+                Ok(addr) if listener::is_own(&client, addr, &self.own) => {
                     return self.refuse(&client, &Error::Loop(addr));
                 }
                 Ok(addr) => Target::Address(addr),
@@ -202,7 +202,8 @@ impl Outbound {
             Protocol::Tls => Detected::Tls(ClientHello::default()),
             Protocol::Detect if self.learned.is_opaque(&target) => Detected::Opaque,
             Protocol::Detect => {
-                match detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await {
+                let (metrics, outbound) = (&self.metrics, Direction::Outbound);
+                match detect::timed(&mut client, &mut seen, metrics, outbound).await {
                     Ok(found) => {
                         self.metrics.detected(Direction::Outbound, found.as_str());
                         found

@@ -1,6 +1,9 @@
 //! `remora redirect`, which is also what the init container runs.
 
-use std::io::{self, Write};
+use std::{
+    env,
+    io::{self, Write},
+};
 
 use clap::{ArgGroup, Subcommand};
 use ipnet::IpNet;
@@ -10,9 +13,8 @@ use remora_core::{
 };
 
 use super::{
-    Exempt, RedirectConfig, RedirectError, apply,
+    Backend, BackendError, Exempt, RedirectConfig, backend, iptables,
     node::{self, AgentArgs, AgentError, AskArgs, AskError},
-    remove,
 };
 
 /// Turn this network namespace's TCP connections to the proxy.
@@ -26,7 +28,7 @@ pub struct Args {
 enum Command {
     /// Put the rules in force, in place of former ones.
     Apply(Apply),
-    /// Remove the rules.
+    /// Remove the rules, whatever wrote them.
     Remove,
     /// Ask the node's agent for the rules, where this process may not write them.
     Ask(AskArgs),
@@ -38,7 +40,11 @@ enum Command {
 struct Apply {
     #[command(flatten)]
     rules: Rules,
-    /// Show the rules and change nothing.
+    /// What writes them: nft (nf_tables, over netlink), iptables (its programs), or auto (nft, where
+    /// the kernel has nf_tables; else iptables).
+    #[arg(long, value_name = "BACKEND", default_value_t)]
+    backend: Backend,
+    /// Show the rules in the backend's language and change nothing.
     #[arg(long)]
     print: bool,
 }
@@ -76,9 +82,9 @@ pub(super) struct Rules {
 /// What keeps the rules from being in force, or the agent from its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel refused.
+    /// The kernel refused, or a program of iptables.
     #[error(transparent)]
-    Rules(#[from] RedirectError),
+    Rules(#[from] BackendError),
     /// The node's agent was not reached or refused.
     #[error(transparent)]
     Ask(#[from] AskError),
@@ -92,13 +98,22 @@ pub enum Error {
 /// # Errors
 /// Says what stands in the way.
 pub fn run(args: &Args) -> Result<(), Error> {
+    let path = env::var_os("PATH").unwrap_or_default();
     match &args.command {
-        Command::Remove => remove()?,
+        Command::Remove => backend::remove(&path)?,
         Command::Apply(options) if options.print => {
+            let rules = options.rules.config().rules();
+            let text = match options.backend {
+                Backend::Nft | Backend::Auto => rules.table().to_string(),
+                Backend::Iptables => iptables::print(&rules),
+            };
             // Nobody to tell where standard output is closed.
-            _ = write!(io::stdout(), "{}", options.rules.config().table());
+            _ = io::stdout().write_all(text.as_bytes());
         }
-        Command::Apply(options) => apply(&options.rules.config())?,
+        Command::Apply(options) => {
+            let written = backend::apply(&options.rules.config().rules(), options.backend, &path)?;
+            eprintln!("redirect: {written}");
+        }
         Command::Ask(options) => node::ask(options)?,
         Command::Agent(options) => node::agent(options)?,
     }
@@ -199,8 +214,22 @@ mod tests {
     }
 
     #[test]
+    fn nf_tables_writes_the_rules_unless_another_is_asked_for() {
+        for (words, expected) in [
+            ("redirect apply", Backend::Nft),
+            ("redirect apply --backend iptables", Backend::Iptables),
+            ("redirect apply --backend auto", Backend::Auto),
+        ] {
+            let program = Program::try_parse_from(words.split(' ')).unwrap();
+            let Command::Apply(options) = program.args.command else { panic!("not apply") };
+            assert_eq!(options.backend, expected);
+        }
+    }
+
+    #[test]
     fn wrong_flags_are_refused() {
         for bad in [
+            "redirect apply --backend ebtables",
             "redirect apply --proxy-mark 0",
             "redirect apply --proxy-mark 1 --proxy-uid 2",
             "redirect apply --skip-subnets 10.0.0.0/40",

@@ -41,6 +41,43 @@ pub enum Exempt {
     Mark(u32),
 }
 
+/// What is intercepted, as a value: each backend writes this, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// What leaves the pod.
+    pub outbound: Way,
+    /// What arrives from outside it.
+    pub inbound: Way,
+}
+
+/// One direction: TCP connections go to the proxy, but for exceptions. UDP and ICMP are never touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// Left alone where any of these holds.
+    pub except: Vec<Except>,
+    /// Port of the proxy's listener.
+    pub to: u16,
+}
+
+/// Why a connection is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Except {
+    /// This user's socket.
+    Uid(u32),
+    /// A socket that carries this mark.
+    Mark(u32),
+    /// It goes out over the loopback device.
+    ToLoopback,
+    /// It came in over the loopback device.
+    FromLoopback,
+    /// From this network.
+    Source(IpNet),
+    /// To this network.
+    Destination(IpNet),
+    /// To one of these ports.
+    Ports(RangeInclusive<u16>),
+}
+
 /// The priority at which destinations are translated (`dstnat`).
 const DSTNAT: i32 = -100;
 
@@ -59,59 +96,69 @@ impl Default for RedirectConfig {
 }
 
 impl RedirectConfig {
-    /// The rules. UDP and ICMP are never touched.
+    /// The rules.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules { outbound: self.outbound(), inbound: self.inbound() }
+    }
+
+    /// A connection over the loopback device stays within the pod, be it to 127.0.0.1 or to the
+    /// pod's own address: left alone, so that a pod that dials itself reaches itself, and the proxy
+    /// reaches its application.
+    fn outbound(&self) -> Way {
+        let exempt = match self.exempt {
+            Exempt::Uid(uid) => Except::Uid(uid),
+            Exempt::Mark(mark) => Except::Mark(mark),
+        };
+        let mut except = vec![exempt, Except::ToLoopback];
+        except.extend(self.skip_subnets.iter().map(|&net| Except::Destination(net)));
+        except.extend(self.skip_outbound.ranges().cloned().map(Except::Ports));
+        Way { except, to: self.outbound_port }
+    }
+
+    fn inbound(&self) -> Way {
+        let mut except = vec![Except::FromLoopback];
+        except.extend(self.skip_subnets.iter().map(|&net| Except::Source(net)));
+        except.extend([self.inbound_port, self.admin_port].map(|port| Except::Ports(port..=port)));
+        except.extend(self.skip_inbound.ranges().cloned().map(Except::Ports));
+        Way { except, to: self.inbound_port }
+    }
+}
+
+impl Rules {
+    /// As nf_tables has them.
     #[must_use]
     pub fn table(&self) -> Table {
-        let chain = |name: &str, hook, rules| Chain {
+        let chain = |name: &str, hook, way: &Way| Chain {
             name: name.to_owned(),
             base: Some(Base { kind: Kind::Nat, hook, priority: DSTNAT }),
-            rules,
+            rules: way.nft(),
         };
         Table {
             name: TABLE,
             chains: vec![
-                chain("output", Hook::Output, self.output()),
-                chain("prerouting", Hook::Prerouting, self.prerouting()),
+                chain("output", Hook::Output, &self.outbound),
+                chain("prerouting", Hook::Prerouting, &self.inbound),
             ],
         }
     }
+}
 
-    /// What leaves the pod. A connection over the loopback device stays within the pod, be it to
-    /// 127.0.0.1 or to the pod's own address: left alone, so that a pod that dials itself reaches
-    /// itself, and the proxy reaches its application.
-    fn output(&self) -> Vec<Rule> {
-        let exempt = match self.exempt {
-            Exempt::Uid(uid) => Match::Uid(uid),
-            Exempt::Mark(mark) => Match::Mark(mark),
+impl Way {
+    fn nft(&self) -> Vec<Rule> {
+        let matches = |except: &Except| match except {
+            Except::Uid(uid) => vec![Match::Uid(*uid)],
+            Except::Mark(mark) => vec![Match::Mark(*mark)],
+            Except::ToLoopback => vec![Match::ToLoopback],
+            Except::FromLoopback => vec![Match::FromLoopback],
+            Except::Source(net) => vec![Match::Source(*net)],
+            Except::Destination(net) => vec![Match::Destination(*net)],
+            Except::Ports(ports) => vec![Match::Tcp, Match::DestinationPort(ports.clone())],
         };
-        let mut rules = vec![accept(vec![exempt]), accept(vec![Match::ToLoopback])];
-        rules.extend(self.skip_subnets.iter().map(|&net| accept(vec![Match::Destination(net)])));
-        rules.extend(self.skip_outbound.ranges().map(accept_port));
-        rules.push(redirect(self.outbound_port));
-        rules
+        let accept = |except| Rule { matches: matches(except), action: Action::Accept };
+        let redirect = Rule { matches: vec![Match::Tcp], action: Action::Redirect(self.to) };
+        self.except.iter().map(accept).chain([redirect]).collect()
     }
-
-    /// What arrives from outside the pod.
-    fn prerouting(&self) -> Vec<Rule> {
-        let mut rules = vec![accept(vec![Match::FromLoopback])];
-        rules.extend(self.skip_subnets.iter().map(|&net| accept(vec![Match::Source(net)])));
-        rules.extend([self.inbound_port, self.admin_port].map(|port| accept_port(&(port..=port))));
-        rules.extend(self.skip_inbound.ranges().map(accept_port));
-        rules.push(redirect(self.inbound_port));
-        rules
-    }
-}
-
-fn accept(matches: Vec<Match>) -> Rule {
-    Rule { matches, action: Action::Accept }
-}
-
-fn accept_port(ports: &RangeInclusive<u16>) -> Rule {
-    accept(vec![Match::Tcp, Match::DestinationPort(ports.clone())])
-}
-
-fn redirect(port: u16) -> Rule {
-    Rule { matches: vec![Match::Tcp], action: Action::Redirect(port) }
 }
 
 #[cfg(test)]
@@ -121,7 +168,7 @@ mod tests {
     #[test]
     fn defaults_intercept_all_tcp_but_the_proxys() {
         assert_eq!(
-            RedirectConfig::default().table().to_string(),
+            RedirectConfig::default().rules().table().to_string(),
             "table inet remora {
 \tchain output {
 \t\ttype nat hook output priority -100; policy accept;
@@ -152,7 +199,7 @@ mod tests {
             ..RedirectConfig::default()
         };
         assert_eq!(
-            config.table().to_string(),
+            config.rules().table().to_string(),
             "table inet remora {
 \tchain output {
 \t\ttype nat hook output priority -100; policy accept;

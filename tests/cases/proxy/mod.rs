@@ -9,5 +9,6 @@ mod http1;
 mod http2;
 mod identity;
 mod leak;
+mod protocol;
 mod retry;
 mod tcp;

@@ -7,9 +7,11 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
+mod binds;
 mod capture;
 mod edit;
 mod kill;
+mod loops;
 mod manifests;
 mod mesh;
 mod nginx;

@@ -179,7 +179,7 @@ fn apply(proc: &Path, own: u64, netns: u64, peer: IpAddr, config: &RedirectConfi
         }
         Err(error) => return Answer::Refused(format!("{}: {error}", proc.display())),
     };
-    let table = config.table();
+    let table = config.rules().table();
     let work = move || -> Result<Result<bool, RedirectError>, String> {
         let addresses = namespace::addresses().map_err(|error| error.to_string())?;
         if !addresses.contains(&peer) {

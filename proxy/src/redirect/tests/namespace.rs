@@ -24,27 +24,35 @@ pub(in crate::redirect) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 /// The node's address in IPv6.
 pub(in crate::redirect) const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
-const INSIDE: &str = "REMORA_TEST_INSIDE_NAMESPACE";
+pub(super) const INSIDE: &str = "REMORA_TEST_INSIDE_NAMESPACE";
 
 /// Runs `body` in new namespaces made with these options of `unshare`, or says why not.
 pub(in crate::redirect) fn inside(options: &[&str], test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return body();
     }
+    inside_as("1", options, test);
+}
+
+/// Runs a test once more, in new namespaces, where [`INSIDE`] is then this word.
+pub(super) fn inside_as(word: &str, options: &[&str], test: &str) {
     let probe = Command::new("unshare").args(options).arg("true").stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {
         println!("skipped: this machine forbids namespaces (unshare {options:?} fails)");
         return;
     }
+    let lock = tempfile::NamedTempFile::new().unwrap();
     let status = Command::new("unshare")
         .args(options)
         .arg("--")
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
+        .env(INSIDE, word)
+        // Where iptables-legacy waits for others of its kind: these namespaces have no others.
+        .env("XTABLES_LOCKFILE", lock.path())
         .status()
         .unwrap();
-    assert!(status.success(), "{test} failed in its namespaces; see its output above");
+    assert!(status.success(), "{test} failed in its namespaces ({word}); see its output above");
 }
 
 /// A pod: a network namespace that is connected to the node's.
@@ -150,6 +158,31 @@ pub(in crate::redirect) fn route_to_loopback(ip: Ipv4Addr) {
     netlink(async |handle| {
         let lo = index(&handle, "lo").await;
         route(&handle, lo, ip.into(), Some(NODE)).await;
+    });
+}
+
+/// Sends the node's packets for this address to a pod, whether or not it is the pod's.
+pub(super) fn route_to(pod: &Pod, ip: IpAddr) {
+    netlink(async |handle| {
+        let message = match ip {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(ip, 32)
+                .gateway(pod.ip)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(ip, 128)
+                .gateway(pod.ip_v6)
+                .build(),
+        };
+        handle.route().add(message).execute().await.unwrap();
+    });
+}
+
+/// Gives a pod one more address; call in the pod.
+pub(super) fn add_address(number: u8, ip: Ipv4Addr) {
+    netlink(async |handle| {
+        let device = index(&handle, &format!("pod{number}")).await;
+        handle.address().add(device, ip.into(), 32).execute().await.unwrap();
     });
 }
 
