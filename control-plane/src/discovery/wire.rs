@@ -63,7 +63,8 @@ fn response(kind: watch_response::Kind) -> pb::WatchResponse {
     pb::WatchResponse { kind: Some(kind) }
 }
 
-fn service(snapshot: &Snapshot) -> pb::Service {
+/// A Service.
+pub(super) fn service(snapshot: &Snapshot) -> pb::Service {
     let head = &snapshot.head;
     pb::Service {
         namespace: head.service.namespace.to_string(),

@@ -8,7 +8,7 @@ use remora_core::{
 };
 
 /// Annotations that could not be used, and what follows.
-pub(super) type Warnings = Vec<InvalidAnnotation>;
+pub(crate) type Warnings = Vec<InvalidAnnotation>;
 
 /// A bad value that leaves what it was to change as it was.
 pub(super) fn left(mut error: InvalidAnnotation) -> InvalidAnnotation {
@@ -123,7 +123,8 @@ impl Default for Breaker {
 /// Most sends beyond the first that can be asked for.
 const MAX_RETRIES: u32 = 10;
 
-const KNOWN: [&str; 21] = [
+/// Every annotation of a Service that this reads.
+pub const KNOWN: [&str; 21] = [
     "balancer.remora.io/algorithm",
     "balancer.remora.io/default-rtt",
     "balancer.remora.io/decay",
@@ -150,7 +151,7 @@ const KNOWN: [&str; 21] = [
 impl Policy {
     /// Reads a Service's annotations. Where one of a group (balancer, breaker, retry, time-outs)
     /// is bad, the group stays as it was, or at its defaults.
-    pub(super) fn parse(map: &Annotations, old: Option<&Self>, warn: &mut Warnings) -> Self {
+    pub(crate) fn parse(map: &Annotations, old: Option<&Self>, warn: &mut Warnings) -> Self {
         unknown_keys(map, warn);
         retries_of_nothing(map, warn);
         let old = old.cloned().unwrap_or_default();
@@ -164,7 +165,7 @@ impl Policy {
 }
 
 /// Annotations of ours, by key.
-pub(super) type Annotations = BTreeMap<String, String>;
+pub(crate) type Annotations = BTreeMap<String, String>;
 
 fn keep<T>(error: InvalidAnnotation, old: T, warn: &mut Warnings) -> T {
     warn.push(left(error));
