@@ -4,10 +4,12 @@
 //! - [`check`] whether a cluster can take the mesh, and an installed mesh does its job;
 //! - [`up`] a directory of Kubernetes manifests brought to life on this machine;
 //! - [`install`] the objects of an installation in a cluster, and their removal;
-//! - [`demo`] the story that shows what the mesh does, told on `up`.
+//! - [`demo`] the story that shows what the mesh does, told on `up`;
+//! - [`sim`] balancing, breaking and retries on virtual time.
 
 pub mod check;
 pub mod demo;
 pub mod install;
 pub mod programs;
+pub mod sim;
 pub mod up;

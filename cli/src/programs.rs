@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{check, demo, install, up};
+use crate::{check, demo, install, sim, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ enum Program {
     Exec(up::exec::Args),
     /// Tell the story of a small shop in a mesh of its own.
     Demo(demo::Args),
+    /// Simulate balancing, circuit breaking and retries over servers of your making.
+    Sim(sim::Args),
 
     /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
     Check(check::Args),
@@ -98,6 +100,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Up(args) => report(up::run(args)),
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
+        Program::Sim(args) => sim::main(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
         Program::Check(args) => report(check::run(&args)),
         Program::Install(args) => report(install::run(args)),

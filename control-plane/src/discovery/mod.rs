@@ -6,7 +6,7 @@
 //! memory than its subscriptions, and holds nobody up.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use remora_core::{drain, spiffe::SpiffeId};
+use remora_core::{drain, settings::InvalidAnnotation, spiffe::SpiffeId};
 use remora_proto::v1::{self as pb, TrustBundle, WatchRequest, WatchResponse, discovery_server};
 use serde::Serialize;
 use tokio::{
@@ -27,7 +27,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    index::{Index, Warning, answer::Caller},
+    index::{
+        Index, Name, Warning,
+        answer::{Caller, Head, Snapshot},
+        policy::Policy,
+        protocol::Protocol,
+    },
     metrics::Metrics,
     server::{self, Peer},
     source::Event,
@@ -76,6 +81,22 @@ pub struct Proxy {
     pub behind: usize,
     /// Age of the oldest of them in seconds.
     pub behind_seconds: f64,
+}
+
+/// What proxies are told of a Service with these annotations and no endpoints, and what of the
+/// annotations cannot be used: for those who want to know a policy without a mesh.
+#[must_use]
+pub fn told(annotations: &BTreeMap<String, String>) -> (pb::Service, Vec<InvalidAnnotation>) {
+    let mut bad = Vec::new();
+    let head = Head {
+        service: Name::new("", ""),
+        port: 0,
+        port_name: String::new(),
+        protocol: Protocol::Detect,
+        policy: Policy::parse(annotations, None, None, &mut bad),
+        node_local: false,
+    };
+    (wire::service(&Snapshot { head: Arc::new(head), endpoints: [].into() }), bad)
 }
 
 impl State {

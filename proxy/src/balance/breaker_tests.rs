@@ -15,7 +15,7 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn new(policy: BreakerPolicy) -> Self {
-        let epoch = crate::balance::sim_tests::epoch();
+        let epoch = crate::balance::testing::epoch();
         let rng = fastrand::Rng::with_seed(1);
         Self { breaker: Breaker::new(epoch), policy, epoch, rng }
     }

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::balance::{
         policy::{Affinity, BalancerPolicy},
-        sim_tests::epoch,
+        testing::epoch,
     };
 
     const WINDOW: Duration = Duration::from_secs(10);

@@ -150,7 +150,7 @@ mod tests {
     }
 
     fn start() -> (PeakEwma, Instant, BalancerPolicy) {
-        let epoch = crate::balance::sim_tests::epoch();
+        let epoch = crate::balance::testing::epoch();
         (PeakEwma::new(epoch), epoch, BalancerPolicy::default())
     }
 

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::balance::{
     policy::{Affinity, BalancerPolicy, BreakerPolicy},
-    sim_tests::epoch,
     stats::{FailureKind, Outcome},
+    testing::epoch,
     token::Token,
 };
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
-use crate::balance::sim_tests::epoch;
+use crate::balance::testing::epoch;
 
 const UNAVAILABLE: u32 = 14;
 const SECOND: Duration = Duration::from_secs(1);

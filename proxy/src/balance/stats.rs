@@ -287,7 +287,7 @@ impl<E: AsRef<EndpointStats>> Drop for InFlight<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::balance::{breaker::State, policy::BreakerPolicy, sim_tests::epoch};
+    use crate::balance::{breaker::State, policy::BreakerPolicy, testing::epoch};
     use proptest::prelude::*;
 
     const MS: Duration = Duration::from_millis(1);

@@ -23,10 +23,10 @@ use retry::Retry;
 use timeouts::Timeouts;
 
 /// Annotations that could not be used, and what follows.
-pub(super) type Warnings = Vec<InvalidAnnotation>;
+pub(crate) type Warnings = Vec<InvalidAnnotation>;
 
 /// Annotations of ours, by key.
-pub(super) type Annotations = BTreeMap<String, String>;
+pub(crate) type Annotations = BTreeMap<String, String>;
 
 /// All policy of one Service.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -55,11 +55,16 @@ const KNOWN: [&[&str]; 6] = [
     &timeouts::KEYS,
 ];
 
+/// Every annotation of a Service that [`Policy`] is read from.
+pub fn known() -> impl Iterator<Item = &'static str> {
+    KNOWN.into_iter().flatten().copied()
+}
+
 impl Policy {
     /// Reads a Service's annotations; `client_ip` is the time-out of its `sessionAffinity: ClientIP`,
     /// where it has that. Where one of a group is bad, the group stays as it was, or as it is
     /// without annotations. What contradicts itself is a warning.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         map: &Annotations,
         client_ip: Option<Duration>,
         old: Option<&Self>,
@@ -100,7 +105,6 @@ fn unknown_keys(map: &Annotations, warn: &mut Warnings) {
         let Some(prefix) = ours.into_iter().find(|prefix| key.starts_with(prefix)) else {
             continue;
         };
-        let known = || KNOWN.into_iter().flatten().copied();
         if known().all(|known| known != key.as_str()) {
             let names: Vec<_> = known().filter_map(|k| k.strip_prefix(prefix)).collect();
             let problem = format!("unknown, ignored; known under {prefix}: {}", names.join(", "));
