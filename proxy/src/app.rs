@@ -48,7 +48,7 @@ pub async fn run(
         discovery: Discovery::new(Limits::default(), started.into_std()),
         identity: Identity::new(),
         connector: Connector { mark: args.mark },
-        admission: Admission::new(args.max_connections.map_or_else(room, usize::from)),
+        admission: admission(args.max_connections),
         max_header_size: args.max_header_size,
         metrics: Arc::new(Metrics::default()),
         decisions: Arc::default(),
@@ -119,15 +119,18 @@ fn admin_listeners(args: &Args) -> anyhow::Result<Vec<std::net::TcpListener>> {
     Ok(sockets)
 }
 
-/// Connections that this process has room for. All descriptors that it may have are asked for.
-fn room() -> usize {
+/// What this process has room for. All descriptors that it may have are asked for.
+fn admission(max_connections: Option<u16>) -> Arc<Admission> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let descriptors = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
     };
     let memory = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    admission::places(descriptors, admission::memory_limit(memory.as_deref()))
+    let memory = admission::memory_limit(memory.as_deref());
+    let places = max_connections.map(usize::from);
+    let places = places.unwrap_or_else(|| admission::places(descriptors, memory));
+    Admission::new(places, admission::streams(memory))
 }
 
 fn default_workers() -> usize {

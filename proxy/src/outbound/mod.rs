@@ -48,7 +48,7 @@ use crate::{
     http::{Version, h1 as http1, h2 as http2, told},
     metrics::{Direction, Metrics, Tls},
     net::{
-        admission::Admitted,
+        admission::{Admission, Admitted},
         client_hello::ClientHello,
         connect::{Connector, Reset, reset_on_drop},
         detect::{self, Detected},
@@ -76,6 +76,7 @@ pub struct Outbound {
     metrics: Arc<Metrics>,
     decisions: Arc<Decisions>,
     rng: Mutex<fastrand::Rng>,
+    admission: Arc<Admission>,
     max_header_size: HeaderSize,
     drain: drain::Watch,
     /// Our own listeners: a connection to one of them would come back for ever.
@@ -113,6 +114,7 @@ impl Outbound {
             learned: learned::Learned::default(),
             metrics: Arc::clone(&shared.metrics),
             rng: Mutex::new(rng),
+            admission: Arc::clone(&shared.admission),
             max_header_size: shared.max_header_size,
             drain: shared.drain.clone(),
             own,
