@@ -88,6 +88,7 @@ pub fn service(snapshot: &Snapshot) -> pb::Service {
         endpoints: snapshot.endpoints.iter().map(|e| endpoint(e)).collect(),
         affinity: head.policy.affinity.as_ref().map(affinity),
         bulkheads: Some(bulkheads(&head.policy.bulkheads)),
+        stream_routes: Vec::new(),
     }
 }
 
@@ -217,6 +218,7 @@ fn timeouts(policy: &Timeouts) -> pb::TimeoutPolicy {
         response: policy.response.map(duration),
         idle: policy.idle.map(duration),
         connect: policy.connect.map(duration),
+        backend_request: None,
     }
 }
 

@@ -72,6 +72,10 @@ fn affinity(wire: &pb::SessionAffinity) -> Result<Option<Affinity>, WireError> {
         Some(By::ClientAddress(by)) => Some(Affinity::ClientAddress {
             timeout: span("affinity.client_address.timeout", &by.timeout, AFFINITY_TIMEOUT)?,
         }),
+        Some(By::Header(by)) => {
+            let text = format!("{:?}: sessions by header are not known here", by.name);
+            return Err(WireError::new("affinity.header", text));
+        }
         None => None,
     })
 }

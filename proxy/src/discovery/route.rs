@@ -99,10 +99,17 @@ impl TryFrom<&pb::RouteMatch> for RouteMatch {
 
     fn try_from(wire: &pb::RouteMatch) -> Result<Self, WireError> {
         use pb::route_match::Path;
-        let path = wire.path.as_ref().map(|path| match path {
-            Path::PathExact(path) => PathMatch::Exact(path.as_str().into()),
-            Path::PathPrefix(path) => PathMatch::Prefix(path.trim_end_matches('/').into()),
-        });
+        let path = match &wire.path {
+            None => None,
+            Some(Path::PathExact(path)) => Some(PathMatch::Exact(path.as_str().into())),
+            Some(Path::PathPrefix(path)) => {
+                Some(PathMatch::Prefix(path.trim_end_matches('/').into()))
+            }
+            Some(Path::PathRegex(path)) => {
+                let text = format!("{path:?}: regular expressions are not known here");
+                return Err(WireError::new("route.matches.path", text));
+            }
+        };
         let method = match wire.method.as_str() {
             "" => None,
             name => Some(policy::method("route.matches.method", name)?),
@@ -148,7 +155,11 @@ mod tests {
     fn all_conditions_of_one_match_must_hold() {
         let wire = pb::RouteMatch {
             method: "POST".to_owned(),
-            headers: vec![pb::HeaderMatch { name: "x-a".to_owned(), value: "1".to_owned() }],
+            headers: vec![pb::HeaderMatch {
+                name: "x-a".to_owned(),
+                value: "1".to_owned(),
+                regex: false,
+            }],
             ..Default::default()
         };
         let wanted = RouteMatch::try_from(&wire).unwrap();
