@@ -22,7 +22,7 @@ use crate::{
     decisions::Decisions,
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
-    http::{MAX_HEAD, Version, h1 as http1, h2 as http2},
+    http::{MAX_ADDED, MAX_HEAD, Version, h1 as http1, h2 as http2},
     metrics::{Direction, Metrics, Tls},
     net::{
         connect::{Connector, Reset},
@@ -210,13 +210,13 @@ impl Inbound {
     {
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
         let drain = self.drain.clone();
-        let mesh = arrival.tls == Tls::Mutual;
+        let (mesh, max_head) = (arrival.tls == Tls::Mutual, arrival.max_head());
         let requests = http::Requests::new(self, arrival);
         match version {
             Version::H1 => {
                 let client = http1::wire::Wire::new(io, seen.into());
                 let client = if mesh { client.without_half_close() } else { client };
-                http1::server::serve(client, &requests, MAX_HEAD, &drain).await;
+                http1::server::serve(client, &requests, max_head, &drain).await;
             }
             Version::H2 => {
                 let requests = Arc::new(requests);
@@ -313,7 +313,7 @@ impl Inbound {
         C: AsyncRead + AsyncWrite + Reset + Unpin,
     {
         let mut carried = Carried::default();
-        if let Err(error) = copy::bidirectional(client, app, &mut carried).await {
+        if let Err(error) = copy::bidirectional(client, app, &mut carried, None).await {
             tracing::debug!(%error, "connection broke");
         }
         self.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
@@ -327,6 +327,11 @@ impl Inbound {
 }
 
 impl Arrival {
+    /// Longest head of a request: what a proxy of ours lets pass, it may have added to.
+    fn max_head(&self) -> usize {
+        if self.tls == Tls::Mutual { MAX_HEAD + MAX_ADDED } else { MAX_HEAD }
+    }
+
     fn identity(&self) -> Option<&SpiffeId> {
         match &self.caller {
             Caller::Mesh(id) => Some(id),

@@ -208,8 +208,9 @@ impl H1Call<'_> {
         let sides = (&mut *self.client, &mut wire);
         if head.leaves_http {
             let mut carried = Carried::default();
-            if let Err(error) = exchange::tunnel(sides, self.request, head, &mut carried).await {
-                tracing::debug!(%error, "upgraded connection broke");
+            let what = (self.request, head);
+            if let Err(broken) = exchange::tunnel(sides, what, &mut carried, bounds.idle).await {
+                outbound.cut(&broken);
             }
             outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
             return After::Break;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::{
     body::{Body as _, Incoming},
@@ -24,18 +25,23 @@ use super::{
 };
 use crate::{
     discovery::Endpoint,
-    error::{Error, Sent},
+    error::{Error, Reason, Sent},
     fields::Fields,
     http::{
+        MAX_HEAD,
         answer::is_grpc,
         h2::{
             body::{self, RequestBody, ResponseBody},
             headers::strip_ours,
             pool::{Connection, SendError},
             replay::Replay,
+            request::{check, version},
+            server::StreamReset,
             upgrade,
         },
     },
+    metrics::Direction,
+    net::copy::Carried,
     tls::Alpn,
 };
 
@@ -58,15 +64,20 @@ struct H2Answer {
     sent_at: Instant,
 }
 
-/// Answers one request: with the upstream's response, or with the proxy's own that says why not.
+/// Answers one request: with the upstream's response or reset, or with the proxy's own response that
+/// says why there is none.
 pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
-) -> Response<ResponseBody<Done>> {
+) -> Result<Response<ResponseBody<Done>>, StreamReset> {
     let grpc = is_grpc(request.headers());
     match forward(&requests, request, grpc).await {
-        Ok(response) => response,
-        Err(error) => requests.failed(&error, grpc).map(ResponseBody::made),
+        Ok(response) => Ok(response),
+        Err(Error::StreamReset { code, .. }) => {
+            requests.outbound.error(Reason::UpstreamReset);
+            Err(code.into())
+        }
+        Err(error) => Ok(requests.failed(&error, grpc).map(ResponseBody::made)),
     }
 }
 
@@ -76,7 +87,7 @@ async fn forward(
     grpc: bool,
 ) -> Result<Response<ResponseBody<Done>>, Error> {
     let started = Instant::now();
-    check(&request)?;
+    check(&request, MAX_HEAD).map_err(Error::Refused)?;
     let upstream = requests.upstream().await?;
     strip_ours(request.headers_mut());
     let connect = request.method() == Method::CONNECT;
@@ -94,15 +105,6 @@ async fn forward(
     }
 }
 
-/// RFC 9110 §9.3.6: CONNECT names a host and a port.
-fn check(request: &Request<Incoming>) -> Result<(), Error> {
-    let authority = request.uri().authority();
-    if request.method() == Method::CONNECT && authority.is_none_or(|a| a.port_u16().is_none()) {
-        return Err(Error::BadRequest("CONNECT wants host:port"));
-    }
-    Ok(())
-}
-
 /// Hands the response on; its body's end closes the books.
 fn finish(
     exchange: &Exchange<'_>,
@@ -115,8 +117,9 @@ fn finish(
     let decided = verdict::outcome(&answer, facts.grpc);
     let H2Answer { mut response, connection, sent_at } = answer;
     exchange.upstream.traffic().responded(response.status());
-    if guard.endpoint().identity.is_none() {
-        // Only a proxy of ours may say what our headers say.
+    // Only a proxy of ours may say what our headers say.
+    let proxy = guard.endpoint().identity.is_some();
+    if !proxy {
         strip_ours(response.headers_mut());
     }
     if let Some(cookie) = cookie {
@@ -125,10 +128,7 @@ fn finish(
     if let Some(outcome) = decided {
         exchange.report(&mut guard, sent_at, outcome);
     }
-    if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
-        let upstream_side = hyper::upgrade::on(&mut response);
-        upgrade::carry(downstream, upstream_side, &exchange.outbound.drain);
-    }
+    let idle = exchange.snapshot.policy.timeouts.idle;
     let done = Done {
         outbound: Arc::clone(exchange.outbound),
         upstream: Arc::clone(exchange.upstream),
@@ -140,9 +140,29 @@ fn finish(
         rtt: sent_at.elapsed(),
         undecided: decided.is_none(),
     };
+    if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
+        let upstream = hyper::upgrade::on(&mut response);
+        tunnel(downstream, upstream, idle, done);
+        return response.map(|_| ResponseBody::made(Bytes::new()));
+    }
     let deadline = exchange.deadline.map(|deadline| deadline.at);
-    let bounds = body::Bounds::new(deadline, exchange.snapshot.policy.timeouts.idle, request);
-    response.map(|body| ResponseBody::upstream(body, done, facts.grpc).bounded(bounds))
+    let bounds = body::Bounds::new(deadline, idle, request);
+    let from = body::Origin { grpc: facts.grpc, proxy };
+    response.map(|body| ResponseBody::upstream(body, done, from).bounded(bounds))
+}
+
+/// Carries the bytes of a `CONNECT` on a task of its own. The request is over when they are.
+fn tunnel(down: OnUpgrade, up: OnUpgrade, idle: Option<Duration>, done: Done) {
+    let drain = done.outbound.drain.clone();
+    tokio::spawn(drain.track(async move {
+        let mut carried = Carried::default();
+        if let Err(broken) = upgrade::carry(down, up, idle, &mut carried).await {
+            done.outbound.cut(&broken);
+        }
+        let metrics = &done.outbound.metrics;
+        metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+        drop(done);
+    }));
 }
 
 impl Call for H2Call<'_> {
@@ -166,6 +186,12 @@ impl Call for H2Call<'_> {
         let request = self.make(bounds, sent_at)?;
         let sent = self.in_time(connection.send(request), bounds).await?;
         let response = sent.map_err(|failed| broken(endpoint, &failed))?;
+        let status = response.status();
+        if self.parts.method == Method::CONNECT && status.is_success() && status != StatusCode::OK {
+            // hyper opens a tunnel at 200 and at no other success.
+            let problem = "grants CONNECT with another status than 200";
+            return Err(Error::BadResponse { addr: endpoint.addr, problem }.into());
+        }
         match verdict::not_delivered(endpoint, response.headers()) {
             Some(error) => Err(error.into()),
             None => Ok(H2Answer { response, connection, sent_at }),
@@ -216,7 +242,7 @@ impl H2Call<'_> {
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
-        *request.version_mut() = self.parts.version;
+        *request.version_mut() = version(&self.parts.uri);
         *request.headers_mut() = self.parts.headers.clone();
         let headers = request.headers_mut();
         if bounds.earlier > 0 {
@@ -310,8 +336,12 @@ async fn stalled(body: &Replay, bound: Duration) {
 }
 
 fn broken(endpoint: &Endpoint, failed: &SendError) -> Error {
+    let addr = endpoint.addr;
     let sent = if failed.unsent.is_some() || failed.refused() { Sent::No } else { Sent::Maybe };
-    Error::UpstreamReset { addr: endpoint.addr, detail: detail(&failed.error), sent }
+    match failed.reset().filter(|_| sent == Sent::Maybe) {
+        Some(code) => Error::StreamReset { addr, code },
+        None => Error::UpstreamReset { addr, detail: detail(&failed.error), sent },
+    }
 }
 
 fn detail(error: &hyper::Error) -> String {

@@ -1,6 +1,6 @@
 //! Serving HTTP/2 on an accepted connection.
 
-use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+use std::{future::Future, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -10,8 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use remora_core::drain;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::replay::BodyError;
-use crate::http::MAX_HEAD;
+use super::{MAX_HEADER_LIST, replay::BodyError};
 
 /// Bytes of one stream, and of one connection, that may be in flight unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -23,6 +22,18 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// Clients are asked for a sign of life this often, and given this long for it.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_WITHIN: Duration = Duration::from_secs(10);
+
+/// A request is answered by a reset of its stream, with this code.
+#[derive(Debug, thiserror::Error)]
+#[error("stream is reset: {0}")]
+pub struct StreamReset(#[source] h2::Error);
+
+impl From<h2::Reason> for StreamReset {
+    fn from(code: h2::Reason) -> Self {
+        // hyper looks for the code among an error's sources.
+        Self(h2::Error::from(code))
+    }
+}
 
 /// Serves one connection until it ends; when draining begins it says GOAWAY and its open streams
 /// finish first.
@@ -37,13 +48,10 @@ pub async fn serve<IO, F, Fut, B>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> Fut,
-    Fut: Future<Output = Response<B>> + Send + 'static,
+    Fut: Future<Output = Result<Response<B>, StreamReset>> + Send + 'static,
     B: Body<Data = Bytes, Error = BodyError> + Send + 'static,
 {
-    let service = service_fn(|request| {
-        let response = handler(request);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
+    let service = service_fn(handler);
     let mut connection = pin!(
         conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -51,7 +59,7 @@ where
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_WITHIN)
