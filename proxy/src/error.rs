@@ -107,12 +107,12 @@ pub enum Error {
         code: h2::Reason,
     },
     /// The inbound proxy of the endpoint says that its application did not get the request.
-    #[error("the proxy at {addr} could not hand the request to its application ({reason})")]
+    #[error("the proxy at {addr} could not hand the request to its application ({})", reason.as_str())]
     NotDelivered {
         /// Who was called.
         addr: SocketAddr,
-        /// Its reason word.
-        reason: String,
+        /// Why not.
+        reason: Reason,
     },
     /// The control plane did not say in time what the destination is.
     #[error("the control plane did not say within {after:?} what {target} is")]
@@ -183,8 +183,11 @@ impl Error {
             | Self::AllEjected { .. }
             | Self::Connect { .. }
             | Self::NoCertificate { .. }
-            | Self::NotDelivered { .. }
             | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotDelivered { reason: Reason::ConnectTimeout, .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::NotDelivered { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout { .. }
             | Self::RequestTimeout(_)
             | Self::ResponseTimeout(_)
@@ -210,6 +213,7 @@ impl Error {
             StatusCode::FORBIDDEN => 7,
             StatusCode::NOT_FOUND => 12,
             StatusCode::BAD_REQUEST => 13,
+            StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,
             _ => 14,
         }
     }
@@ -242,7 +246,7 @@ impl Error {
             Self::UpstreamReset { .. } | Self::StreamReset { .. } | Self::BadResponse { .. } => {
                 Reason::UpstreamReset
             }
-            Self::NotDelivered { .. } => Reason::ConnectFailed,
+            Self::NotDelivered { reason, .. } => *reason,
             Self::DiscoveryTimeout { .. } => Reason::DiscoveryTimeout,
             Self::Overloaded(_) => Reason::Overloaded,
             Self::Denied(_) => Reason::Denied,
