@@ -81,7 +81,7 @@ async fn forward(
         tunnel(requests, downstream, upstream, connection);
     }
     let from = Origin { grpc, proxy: false };
-    Ok(response.map(|body| ResponseBody::upstream(body, (), from)))
+    Ok(response.map(|body| ResponseBody::upstream((None, body), (), from)))
 }
 
 /// Carries the bytes of a `CONNECT` on a task of its own.

@@ -1,7 +1,8 @@
 //! HTTP/2 requests of the application, gRPC among them.
 
 use std::{
-    future::{Future, pending},
+    future::{Future, pending, poll_fn},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -9,13 +10,14 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::{
-    body::{Body as _, Incoming},
+    body::{Body as _, Frame, Incoming},
     upgrade::OnUpgrade,
 };
 use remora_core::names::headers::ATTEMPT;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
+    Snapshot,
     attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken, Via},
     deadline,
     dial::Key,
@@ -24,6 +26,7 @@ use super::{
     verdict,
 };
 use crate::{
+    balance::stats::Outcome,
     discovery::Endpoint,
     error::{Error, Reason, Sent},
     fields::Fields,
@@ -45,6 +48,9 @@ use crate::{
     tls::Alpn,
 };
 
+/// How long trailers may take to follow a head whose call could be retried for them.
+const LOOK_AHEAD: Duration = Duration::from_millis(10);
+
 /// Retries that came before, for the server of a gRPC call (gRFC A6).
 static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
@@ -60,6 +66,8 @@ struct H2Call<'a> {
 /// A response, and when its request left.
 struct H2Answer {
     response: Response<Incoming>,
+    /// What was read ahead of its body.
+    first: Option<Frame<Bytes>>,
     connection: Connection,
     sent_at: Instant,
 }
@@ -115,7 +123,7 @@ fn finish(
 ) -> Response<ResponseBody<Done>> {
     let Taken { answer, mut guard, permit, cookie, .. } = taken;
     let decided = verdict::outcome(&answer, facts.grpc);
-    let H2Answer { mut response, connection, sent_at } = answer;
+    let H2Answer { mut response, first, connection, sent_at } = answer;
     exchange.upstream.traffic().responded(response.status());
     // Only a proxy of ours may say what our headers say.
     let proxy = guard.endpoint().identity.is_some();
@@ -125,11 +133,9 @@ fn finish(
     if let Some(cookie) = cookie {
         response.headers_mut().append(http::header::SET_COOKIE, cookie);
     }
-    if let Some(outcome) = decided {
-        exchange.report(&mut guard, sent_at, outcome);
-    }
+    exchange.begun(&mut guard, sent_at, decided);
     let idle = exchange.snapshot.policy.timeouts.idle;
-    let done = Done {
+    let mut done = Done {
         outbound: Arc::clone(exchange.outbound),
         upstream: Arc::clone(exchange.upstream),
         policy: Arc::clone(&exchange.snapshot.policy),
@@ -139,8 +145,10 @@ fn finish(
         started: exchange.started,
         rtt: sent_at.elapsed(),
         undecided: decided.is_none(),
+        impatient: exchange.deadline.is_some_and(|deadline| deadline.by_client),
     };
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
+        exchange.report(&mut done.guard, sent_at, Outcome::Success);
         let upstream = hyper::upgrade::on(&mut response);
         tunnel(downstream, upstream, idle, done);
         return response.map(|_| ResponseBody::made(Bytes::new()));
@@ -148,7 +156,7 @@ fn finish(
     let deadline = exchange.deadline.map(|deadline| deadline.at);
     let bounds = body::Bounds::new(deadline, idle, request);
     let from = body::Origin { grpc: facts.grpc, proxy };
-    response.map(|body| ResponseBody::upstream(body, done, from).bounded(bounds))
+    response.map(|body| ResponseBody::upstream((first, body), done, from).bounded(bounds))
 }
 
 /// Carries the bytes of a `CONNECT` on a task of its own. The request is over when they are.
@@ -185,17 +193,21 @@ impl Call for H2Call<'_> {
         let sent_at = Instant::now();
         let request = self.make(bounds, sent_at)?;
         let sent = self.in_time(connection.send(request), bounds).await?;
-        let response = sent.map_err(|failed| broken(endpoint, &failed))?;
+        let mut response = sent.map_err(|failed| broken(endpoint, &failed))?;
         let status = response.status();
         if self.parts.method == Method::CONNECT && status.is_success() && status != StatusCode::OK {
             // hyper opens a tunnel at 200 and at no other success.
             let problem = "grants CONNECT with another status than 200";
             return Err(Error::BadResponse { addr: endpoint.addr, problem }.into());
         }
-        match verdict::not_delivered(endpoint, response.headers()) {
-            Some(error) => Err(error.into()),
-            None => Ok(H2Answer { response, connection, sent_at }),
+        if let Some(error) = verdict::not_delivered(endpoint, response.headers()) {
+            return Err(error.into());
         }
+        let first = match self.looks_ahead(&response, bounds, via.snapshot) {
+            true => Box::pin(self.in_time(look_ahead(endpoint, &mut response), bounds)).await??,
+            false => None,
+        };
+        Ok(H2Answer { response, first, connection, sent_at })
     }
 
     fn fields(&self) -> &impl Fields {
@@ -221,7 +233,9 @@ impl Answer for H2Answer {
     }
 
     fn fields(&self) -> &impl Fields {
-        self.response.headers()
+        // Trailers without a message before them are an answer as good as one of a head alone.
+        let trailers = self.first.as_ref().and_then(Frame::trailers_ref);
+        trailers.unwrap_or(self.response.headers())
     }
 
     fn sent_at(&self) -> Instant {
@@ -322,6 +336,39 @@ impl H2Call<'_> {
     }
 }
 
+impl H2Call<'_> {
+    /// Whether it is worth knowing what follows the head: a code that would be retried.
+    fn looks_ahead(
+        &self,
+        response: &Response<Incoming>,
+        bounds: Bounds,
+        snapshot: &Snapshot,
+    ) -> bool {
+        let policy = snapshot.policy.retry.as_ref();
+        self.grpc
+            && policy.is_some_and(|retry| !retry.grpc.is_empty() && bounds.retries < retry.limit)
+            && self.is_replayable()
+            && response.status() == StatusCode::OK
+            && !response.body().is_end_stream()
+            && verdict::grpc_status(response.headers()).is_none()
+    }
+}
+
+/// The first frame of a body, where it comes right behind the head. A server whose call failed before
+/// its first message may say so in trailers of their own. Nobody waits for one that is silent: a head by
+/// itself can be what the client waits for.
+async fn look_ahead(
+    endpoint: &Endpoint,
+    response: &mut Response<Incoming>,
+) -> Result<Option<Frame<Bytes>>, Error> {
+    let body = response.body_mut();
+    match timeout(LOOK_AHEAD, poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx))).await {
+        Ok(Some(Err(error))) => Err(broken_off(endpoint, SendError { error, unsent: None })),
+        Ok(Some(Ok(frame))) => Ok(Some(frame)),
+        Ok(None) | Err(_) => Ok(None),
+    }
+}
+
 /// Resolves once a body has not moved for so long.
 async fn stalled(body: &Replay, bound: Duration) {
     let mut frames = body.frames();
@@ -341,6 +388,15 @@ fn broken(endpoint: &Endpoint, failed: &SendError) -> Error {
     match failed.reset().filter(|_| sent == Sent::Maybe) {
         Some(code) => Error::StreamReset { addr, code },
         None => Error::UpstreamReset { addr, detail: detail(&failed.error), sent },
+    }
+}
+
+/// The same after a head: it ran.
+fn broken_off(endpoint: &Endpoint, failed: SendError) -> Error {
+    let addr = endpoint.addr;
+    match failed.reset() {
+        Some(code) => Error::StreamReset { addr, code },
+        None => Error::UpstreamReset { addr, detail: detail(&failed.error), sent: Sent::Maybe },
     }
 }
 

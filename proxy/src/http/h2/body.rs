@@ -100,6 +100,8 @@ impl OnEnd for () {
 #[derive(Debug)]
 pub struct ResponseBody<G: OnEnd> {
     inner: Inner,
+    /// What was read ahead of an upstream's body.
+    first: Option<Frame<Bytes>>,
     on_end: Option<G>,
     bounds: Option<Box<Bounds>>,
     from: Origin,
@@ -180,13 +182,19 @@ impl<G: OnEnd> ResponseBody<G> {
     /// An answer of the proxy's own.
     pub fn made(text: Bytes) -> Self {
         let inner = Inner::Made((!text.is_empty()).then_some(text));
-        Self { inner, on_end: None, bounds: None, from: Origin { grpc: false, proxy: true } }
+        let from = Origin { grpc: false, proxy: true };
+        Self { inner, first: None, on_end: None, bounds: None, from }
     }
 
-    /// Forwards an upstream's body; a body known to be empty ends here and now.
-    pub fn upstream(body: Incoming, on_end: G, from: Origin) -> Self {
+    /// Forwards an upstream's body, of which a frame may have been read already; a body known to be
+    /// empty ends here and now.
+    pub fn upstream(
+        (first, body): (Option<Frame<Bytes>>, Incoming),
+        on_end: G,
+        from: Origin,
+    ) -> Self {
         let inner = Inner::Upstream(body);
-        let mut this = Self { inner, on_end: Some(on_end), bounds: None, from };
+        let mut this = Self { inner, first, on_end: Some(on_end), bounds: None, from };
         if this.is_end_stream() {
             this.end(End::Complete(None));
         }
@@ -221,11 +229,13 @@ impl<G: OnEnd> Body for ResponseBody<G> {
             Inner::Over => return Poll::Ready(None),
             Inner::Upstream(body) => body,
         };
-        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+        let polled = match this.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => Pin::new(&mut *body).poll_frame(cx),
+        };
+        let frame = match polled {
             Poll::Ready(frame) if this.from.proxy => frame.map(|f| f.map_err(BodyError::Upstream)),
-            Poll::Ready(frame) => {
-                frame.map(|f| f.map(without_ours).map_err(BodyError::Upstream))
-            }
+            Poll::Ready(frame) => frame.map(|f| f.map(without_ours).map_err(BodyError::Upstream)),
             Poll::Pending => {
                 let Some(bounds) = &mut this.bounds else { return Poll::Pending };
                 Some(Err(std::task::ready!(bounds.poll(cx))))
@@ -257,12 +267,13 @@ impl<G: OnEnd> Body for ResponseBody<G> {
         match &self.inner {
             Inner::Made(text) => text.is_none(),
             Inner::Over => true,
-            Inner::Upstream(body) => body.is_end_stream(),
+            Inner::Upstream(body) => self.first.is_none() && body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
+            Inner::Upstream(_) if self.first.is_some() => SizeHint::default(),
             Inner::Made(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
             Inner::Over => SizeHint::with_exact(0),
             Inner::Upstream(body) => body.size_hint(),
