@@ -43,7 +43,10 @@ pub fn open(sender: &mut client::SendRequest<Bytes>, request: Request<()>) -> Se
 ///
 /// # Panics
 /// Where the connection does not take it.
-pub fn ask(sender: &mut client::SendRequest<Bytes>, request: Request<()>) -> client::ResponseFuture {
+pub fn ask(
+    sender: &mut client::SendRequest<Bytes>,
+    request: Request<()>,
+) -> client::ResponseFuture {
     sender.send_request(request, true).expect("a stream").0
 }
 
@@ -136,7 +139,7 @@ impl Call {
         self.respond.send_response(response, false).expect("a stream")
     }
 
-    /// Waits until the caller resets the stream, and says with which code.
+    /// Waits until the caller resets a stream that was not answered yet, and says with which code.
     ///
     /// # Panics
     /// Where that does not happen.
@@ -146,14 +149,26 @@ impl Call {
     }
 }
 
+/// Waits until the other side resets a stream whose head was sent, and says with which code.
+///
+/// # Panics
+/// Where that does not happen.
+pub async fn reset(body: &mut SendStream<Bytes>) -> Reason {
+    within("a reset", poll_fn(|cx| body.poll_reset(cx))).await.expect("a code")
+}
+
 /// Bytes and trailers of a body, read to its end; flow control is given back as it comes.
 ///
 /// # Errors
-/// How it ended, where that was not in order.
+/// How it ended, where that was not in order. NO_ERROR is what a server says that needs no more of the
+/// request (RFC 9113 §8.1).
 pub async fn read(body: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
     let mut all = Vec::new();
     while let Some(chunk) = within("data", body.data()).await {
-        let chunk = chunk?;
+        let chunk = match chunk {
+            Err(error) if error.reason() == Some(Reason::NO_ERROR) => return Ok((all, None)),
+            chunk => chunk?,
+        };
         let _ = body.flow_control().release_capacity(chunk.len());
         all.extend_from_slice(&chunk);
     }
