@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Method, Request, Response};
 use hyper::{
     body::{Body as _, Incoming},
@@ -19,7 +20,7 @@ use crate::{
     http::{
         answer::is_grpc,
         h2::{
-            body::{Origin, RequestBody, ResponseBody},
+            body::{End, OnEnd, Origin, RequestBody, ResponseBody},
             headers::strip_ours,
             pool::Connection,
             request::{check, version},
@@ -28,7 +29,10 @@ use crate::{
         },
     },
     metrics::{Direction, Tls},
-    net::copy::Carried,
+    net::{
+        admission::{STREAMS, Stream},
+        copy::Carried,
+    },
 };
 
 /// Sends of one request whose connection turned out to be closed before a byte was written.
@@ -39,7 +43,7 @@ const MAX_SENDS: usize = 3;
 pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody<()>>, StreamReset> {
+) -> Result<Response<ResponseBody<Held>>, StreamReset> {
     let grpc = is_grpc(request.headers());
     let started = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
@@ -59,9 +63,10 @@ async fn forward(
     requests: &Requests,
     mut request: Request<Incoming>,
     grpc: bool,
-) -> Result<Response<ResponseBody<()>>, Error> {
+) -> Result<Response<ResponseBody<Held>>, Error> {
+    let stream = requests.inbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     requests.admit(request.uri().path())?;
-    check(&request, requests.arrival.max_head()).map_err(Error::Refused)?;
+    check(&request, requests.inbound.max_head(&requests.arrival)).map_err(Error::Refused)?;
     *request.version_mut() = version(request.uri());
     if requests.arrival.tls != Tls::Mutual {
         // What a proxy of ours set stays, what anyone else pretends does not.
@@ -76,16 +81,30 @@ async fn forward(
     let (mut response, connection) = send(requests, request).await?;
     // Callers believe what our headers say, so only this proxy may set them.
     strip_ours(response.headers_mut());
+    let held = Held { _connection: connection, _stream: stream };
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
         let upstream = hyper::upgrade::on(&mut response);
-        tunnel(requests, downstream, upstream, connection);
+        tunnel(requests, downstream, upstream, held);
+        return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
     }
     let from = Origin { grpc, proxy: false };
-    Ok(response.map(|body| ResponseBody::upstream((None, body), (), from)))
+    Ok(response.map(|body| ResponseBody::upstream((None, body), held, from)))
+}
+
+/// What lasts as long as a response.
+#[derive(Debug)]
+pub(super) struct Held {
+    _connection: Connection,
+    /// Its place among the process's streams.
+    _stream: Stream,
+}
+
+impl OnEnd for Held {
+    fn on_end(self, _: End<'_>) {}
 }
 
 /// Carries the bytes of a `CONNECT` on a task of its own.
-fn tunnel(requests: &Requests, down: OnUpgrade, up: OnUpgrade, connection: Connection) {
+fn tunnel(requests: &Requests, down: OnUpgrade, up: OnUpgrade, held: Held) {
     let inbound = Arc::clone(&requests.inbound);
     let drain = inbound.drain.clone();
     tokio::spawn(drain.track(async move {
@@ -94,7 +113,7 @@ fn tunnel(requests: &Requests, down: OnUpgrade, up: OnUpgrade, connection: Conne
             tracing::debug!(%error, "tunnel broke");
         }
         inbound.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
-        drop(connection);
+        drop(held);
     }));
 }
 

@@ -31,7 +31,6 @@ use crate::{
     error::{Error, Reason, Sent},
     fields::Fields,
     http::{
-        MAX_HEAD,
         answer::is_grpc,
         h2::{
             body::{self, RequestBody, ResponseBody},
@@ -44,7 +43,10 @@ use crate::{
         },
     },
     metrics::Direction,
-    net::copy::Carried,
+    net::{
+        admission::{STREAMS, Stream},
+        copy::Carried,
+    },
     tls::Alpn,
 };
 
@@ -95,7 +97,8 @@ async fn forward(
     grpc: bool,
 ) -> Result<Response<ResponseBody<Done>>, Error> {
     let started = Instant::now();
-    check(&request, MAX_HEAD).map_err(Error::Refused)?;
+    check(&request, requests.outbound.max_header_size).map_err(Error::Refused)?;
+    let stream = requests.outbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     let upstream = requests.upstream().await?;
     strip_ours(request.headers_mut());
     let connect = request.method() == Method::CONNECT;
@@ -108,7 +111,7 @@ async fn forward(
     let mut call = H2Call { requests, parts: &parts, body, grpc, grpc_timeout: patience.is_some() };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     match exchange.run(&mut call, facts).await {
-        Ok(taken) => Ok(finish(&exchange, taken, facts, call.body.take(), downstream)),
+        Ok(taken) => Ok(finish(&exchange, taken, facts, (call.body.take(), stream), downstream)),
         Err(why) => Err(why.into_error().unwrap_or(Error::BadRequest("the client went away"))),
     }
 }
@@ -118,7 +121,7 @@ fn finish(
     exchange: &Exchange<'_>,
     taken: Taken<H2Answer>,
     facts: Facts<'_>,
-    request: Option<Replay>,
+    (request, stream): (Option<Replay>, Stream),
     downstream: Option<OnUpgrade>,
 ) -> Response<ResponseBody<Done>> {
     let Taken { answer, mut guard, permit, cookie, .. } = taken;
@@ -141,6 +144,7 @@ fn finish(
         policy: Arc::clone(&exchange.snapshot.policy),
         _connection: connection,
         _permit: permit,
+        _stream: stream,
         guard,
         started: exchange.started,
         rtt: sent_at.elapsed(),

@@ -2,6 +2,7 @@
 //! and one upstream connection per endpoint that all streams of a worker share.
 
 pub mod body;
+pub mod guard;
 pub mod headers;
 pub mod pool;
 pub mod replay;
@@ -10,6 +11,6 @@ pub mod server;
 pub mod upgrade;
 
 /// What the codec takes for a head, in bytes with 32 more for each field (RFC 9113 §6.5.2). A request
-/// over [`crate::http::MAX_HEAD`] is answered by us, with the reason; one over this by the codec, which
-/// knows none.
+/// over its own limit is answered by us, with the reason; one over this, or over twice its limit where
+/// that is more, by the codec, which knows none.
 const MAX_HEADER_LIST: u32 = 128 * 1024;

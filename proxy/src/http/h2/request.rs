@@ -10,18 +10,20 @@ use http::{
     uri::{Authority, Scheme},
 };
 
+use remora_core::settings::HeaderSize;
+
 use crate::http::{MAX_HEADERS, h1::request::Refusal};
 
 /// Bytes that HTTP/1 would write beside a field's name and value, which the limit counts on both
 /// codecs alike.
 const AROUND: usize = ": \r\n".len();
 
-/// Whether a request is to be forwarded. `most`: bytes of its head.
+/// Whether a request is to be forwarded, whose head may have so much.
 ///
 /// # Errors
 /// Why it is not.
-pub fn check<B>(request: &Request<B>, most: usize) -> Result<(), Refusal> {
-    measure(request, most)?;
+pub fn check<B>(request: &Request<B>, most: HeaderSize) -> Result<(), Refusal> {
+    measure(request, usize::try_from(most.bytes()).unwrap_or(usize::MAX))?;
     let (uri, headers) = (request.uri(), request.headers());
     let authority = uri.authority();
     if request.method() == Method::CONNECT {
@@ -88,7 +90,9 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    const MOST: usize = 1024;
+    fn check(request: &Request<()>) -> Result<(), Refusal> {
+        super::check(request, HeaderSize::default())
+    }
 
     fn get(uri: &str) -> Request<()> {
         Request::get(uri).body(()).unwrap()
@@ -105,19 +109,19 @@ mod tests {
     #[test]
     fn a_head_is_as_long_as_http_1_would_write_it() {
         let mut request = get("http://a/");
-        assert_eq!(check(&request, 2), Ok(()));
+        assert_eq!(measure(&request, 2), Ok(()));
         request.headers_mut().insert("x", HeaderValue::from_static("yz"));
-        assert_eq!(check(&request, 9), Ok(()));
-        assert_eq!(check(&request, 8), Err(Refusal::HeadTooLong(8)));
-        let long = get(&format!("http://a/{}", "x".repeat(MOST)));
-        assert_eq!(check(&long, MOST), Err(Refusal::TargetTooLong(MOST)));
+        assert_eq!(measure(&request, 9), Ok(()));
+        assert_eq!(measure(&request, 8), Err(Refusal::HeadTooLong(8)));
+        let long = get(&format!("http://a/{}", "x".repeat(1024)));
+        assert_eq!(measure(&long, 1024), Err(Refusal::TargetTooLong(1024)));
     }
 
     #[test]
     fn fields_are_counted() {
         let fields = [("x", ""); MAX_HEADERS + 1];
-        assert_eq!(check(&with("http://a/", &fields[1..]), 4096), Ok(()));
-        assert_eq!(check(&with("http://a/", &fields), 4096), Err(Refusal::TooManyFields));
+        assert_eq!(check(&with("http://a/", &fields[1..])), Ok(()));
+        assert_eq!(check(&with("http://a/", &fields)), Err(Refusal::TooManyFields));
     }
 
     #[test]
@@ -131,19 +135,19 @@ mod tests {
             ("http://a:81/", "a", false),
             ("/", "anything", true),
         ] {
-            let refusal = check(&with(uri, &[("host", host)]), MOST);
+            let refusal = check(&with(uri, &[("host", host)]));
             assert_eq!(refusal.is_ok(), fine, "{uri} {host}: {refusal:?}");
         }
-        assert!(check(&with("/", &[("host", "a"), ("host", "a")]), MOST).is_err());
-        assert!(check(&get("http://me@a/"), MOST).is_err());
-        assert!(check(&get("/"), MOST).is_ok(), "no authority at all");
+        assert!(check(&with("/", &[("host", "a"), ("host", "a")])).is_err());
+        assert!(check(&get("http://me@a/")).is_err());
+        assert!(check(&get("/")).is_ok(), "no authority at all");
     }
 
     #[test]
     fn a_length_is_said_once() {
         let twice = [("content-length", "3"), ("content-length", "3")];
-        assert!(check(&with("http://a/", &twice[1..]), MOST).is_ok());
-        assert!(check(&with("http://a/", &twice), MOST).is_err());
+        assert!(check(&with("http://a/", &twice[1..])).is_ok());
+        assert!(check(&with("http://a/", &twice)).is_err());
     }
 
     #[test]
@@ -152,7 +156,7 @@ mod tests {
             let mut request = Request::new(());
             *request.method_mut() = Method::CONNECT;
             *request.uri_mut() = authority.parse().unwrap_or_default();
-            assert_eq!(check(&request, MOST).is_ok(), fine, "{authority}");
+            assert_eq!(check(&request).is_ok(), fine, "{authority}");
         }
     }
 }
