@@ -3,14 +3,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
-use crate::http::h1::scan::Found;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn request(text: &str) -> RequestHead {
-    let mut scan = Scan::default();
-    let Found::Head(from, to) = scan.find(text.as_bytes(), true) else { panic!("{text:?}") };
-    RequestHead::parse(scan.cut(text.as_bytes()[from..to].to_vec())).unwrap()
+    RequestHead::read(text.as_bytes()).unwrap().unwrap().0
 }
 
 fn get() -> RequestHead {

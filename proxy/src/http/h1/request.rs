@@ -9,6 +9,7 @@ use super::{
     body::{Framing, is_chunked, length},
     connection::Connection,
     head::{Field, Head, Name, RawHead, offset},
+    scan::{Found, Scan},
 };
 use crate::{error::Reason, http::MAX_HEADERS};
 
@@ -92,12 +93,32 @@ impl Refusal {
     }
 }
 
+/// Some parsers see a line's end in it, and some do not.
+pub(super) const BARE_LINE_FEED: &str = "a line does not end in CR LF";
+
 /// Short for the commonest refusal.
 const fn bad<T>(what: &'static str) -> Result<T, Refusal> {
     Err(Refusal::Malformed(what))
 }
 
 impl RequestHead {
+    /// Reads the head at the beginning of `bytes`, behind empty lines. Says how many bytes it takes;
+    /// `None`: its end is not among them.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn read(bytes: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
+        let mut scan = Scan::default();
+        match scan.find(bytes, true) {
+            Found::Head(from, to) => {
+                let raw = scan.cut(bytes[from..to].to_vec());
+                Self::parse(raw).map(|head| Some((head, to)))
+            }
+            Found::More => Ok(None),
+            Found::BareLineFeed => bad(BARE_LINE_FEED),
+        }
+    }
+
     /// Reads a head.
     ///
     /// # Errors
@@ -168,7 +189,7 @@ impl RequestHead {
     ///
     /// The version is our own (RFC 9110 §6.2), except that HTTP/1.1 needs a Host, which a client of
     /// HTTP/1.0 may not have sent.
-    pub(super) fn write(&self, extra: &[u8], out: &mut Vec<u8>) {
+    pub fn write(&self, extra: &[u8], out: &mut Vec<u8>) {
         out.reserve(self.fields.len_hint() + extra.len());
         out.extend_from_slice(self.method.as_str().as_bytes());
         out.push(b' ');
@@ -347,7 +368,7 @@ fn refusal(error: httparse::Error, head: &[u8]) -> Refusal {
         httparse::Error::HeaderValue => {
             Refusal::Malformed("a field's value has a control character")
         }
-        httparse::Error::NewLine => Refusal::Malformed("a line does not end in CR LF"),
+        httparse::Error::NewLine => Refusal::Malformed(BARE_LINE_FEED),
         httparse::Error::Version | httparse::Error::Status | httparse::Error::Token => {
             Refusal::Malformed("its first line has a character that does not belong there")
         }

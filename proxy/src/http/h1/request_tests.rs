@@ -1,5 +1,4 @@
 use super::*;
-use crate::http::h1::scan::{Found, Scan};
 use proptest::prelude::*;
 
 /// As a connection would read it.
@@ -8,11 +7,9 @@ fn parse(text: &str) -> Result<RequestHead, Refusal> {
 }
 
 fn parse_bytes(bytes: &[u8]) -> Result<RequestHead, Refusal> {
-    let mut scan = Scan::default();
-    match scan.find(bytes, true) {
-        Found::Head(from, to) => RequestHead::parse(scan.cut(bytes[from..to].to_vec())),
-        Found::BareLineFeed => bad("a line does not end in CR LF"),
-        Found::More => bad("no end"),
+    match RequestHead::read(bytes)? {
+        Some((head, _)) => Ok(head),
+        None => bad("no end"),
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
     connection::Connection,
     head::{Field, Head, Name, RawHead, offset},
     request::RequestHead,
+    scan::{Found, Scan},
     wire::Wire,
 };
 use crate::http::MAX_HEADERS;
@@ -40,14 +41,26 @@ pub struct BadResponse(pub &'static str);
 
 /// What the client's connection asks of a response.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Towards<'a> {
+pub struct Towards<'a> {
     /// The request that it answers.
-    pub(super) request: &'a RequestHead,
+    pub request: &'a RequestHead,
     /// The connection ends after it, whatever the client asked for.
-    pub(super) last: bool,
+    pub last: bool,
 }
 
 impl ResponseHead {
+    /// Reads the head at the beginning of `bytes`, behind empty lines, as an answer to `request`. Says
+    /// how many bytes it takes; `None`: its end is not among them.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn read(bytes: &[u8], request: &RequestHead) -> Result<Option<(Self, usize)>, BadResponse> {
+        let mut scan = Scan::default();
+        let Found::Head(from, to) = scan.find(bytes, false) else { return Ok(None) };
+        let raw = scan.cut(bytes[from..to].to_vec());
+        Self::parse(raw, request).map(|head| Some((head, to)))
+    }
+
     /// Reads a head that answers `request`.
     ///
     /// # Errors
@@ -198,7 +211,7 @@ impl ResponseHead {
 
     /// Makes the head fit for the client's connection. Returns how the body is framed there, and
     /// whether the connection lives on.
-    pub(super) fn adapt(&mut self, towards: Towards<'_>) -> (Encoder, bool) {
+    pub fn adapt(&mut self, towards: Towards<'_>) -> (Encoder, bool) {
         let Towards { request, last } = towards;
         let sized = matches!(self.framing, Framing::None | Framing::Length(_));
         let chunks = !sized && request.is_1_1();
@@ -230,7 +243,7 @@ impl ResponseHead {
     }
 
     /// Appends the head. An HTTP/1.0 client is answered in its version.
-    pub(super) fn write(&self, request: &RequestHead, out: &mut Vec<u8>) {
+    pub fn write(&self, request: &RequestHead, out: &mut Vec<u8>) {
         out.reserve(self.fields.len_hint());
         out.extend_from_slice(if request.is_1_1() { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
         out.extend_from_slice(&self.fields.bytes()[self.reason.clone()]);

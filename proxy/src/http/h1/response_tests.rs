@@ -1,10 +1,7 @@
 use super::*;
-use crate::http::h1::scan::{Found, Scan};
 
 fn request(text: &str) -> RequestHead {
-    let mut scan = Scan::default();
-    let Found::Head(from, to) = scan.find(text.as_bytes(), true) else { panic!("{text:?}") };
-    RequestHead::parse(scan.cut(text.as_bytes()[from..to].to_vec())).unwrap()
+    RequestHead::read(text.as_bytes()).unwrap().unwrap().0
 }
 
 fn get() -> RequestHead {
@@ -12,9 +9,7 @@ fn get() -> RequestHead {
 }
 
 fn parse(text: &str, request: &RequestHead) -> Result<ResponseHead, BadResponse> {
-    let mut scan = Scan::default();
-    let Found::Head(from, to) = scan.find(text.as_bytes(), false) else { panic!("{text:?}") };
-    ResponseHead::parse(scan.cut(text.as_bytes()[from..to].to_vec()), request)
+    ResponseHead::read(text.as_bytes(), request).map(|read| read.unwrap().0)
 }
 
 /// What the client gets, and whether its connection lives on.
