@@ -311,6 +311,7 @@ where
     let mut answer = Answer {
         download: Transfer::new(head.framing, encoder),
         patience,
+        uploading: true,
         upload_broken: false,
         idle: Idle::default(),
         timer: Timer::default(),
@@ -318,9 +319,10 @@ where
     let stop = match poll_fn(|cx| answer.poll(cx, client, upstream, upload)).await {
         Ok(()) => {
             let whole = upload.is_done() && !answer.upload_broken;
+            let written = upstream.unwritten() == 0;
             return Ending::Complete {
                 client: persists && whole,
-                upstream: head.keep_alive && whole,
+                upstream: head.keep_alive && whole && written,
             };
         }
         Err(stop) => stop,
@@ -351,6 +353,8 @@ enum Stop {
 struct Answer {
     download: Transfer,
     patience: Patience,
+    /// The request is on its way, be its end read already: it may not be written.
+    uploading: bool,
     upload_broken: bool,
     idle: Idle,
     timer: Timer,
@@ -368,12 +372,14 @@ impl Answer {
         C: AsyncRead + AsyncWrite + Unpin,
         U: AsyncRead + AsyncWrite + Unpin,
     {
-        if !upload.is_done()
-            && !self.upload_broken
-            && let Poll::Ready(Err(error)) = upload.poll(cx, client, upstream)
+        if self.uploading
+            && let Poll::Ready(result) = upload.poll(cx, client, upstream)
         {
-            tracing::debug!(?error, "the rest of the request did not arrive");
-            self.upload_broken = true;
+            self.uploading = false;
+            if let Err(error) = result {
+                tracing::debug!(?error, "the rest of the request did not arrive");
+                self.upload_broken = true;
+            }
         }
         if let Poll::Ready(result) = self.download.poll(cx, upstream, client) {
             return Poll::Ready(result.map_err(|broken| match broken {

@@ -248,3 +248,25 @@ async fn a_websocket_lives_for_hours() {
     assert_eq!((carried.a_to_b, carried.b_to_a), (60 * 4 + 3, 60 * 4 + 5));
     assert_eq!(begun.elapsed(), 7200 * SECOND);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_request_still_arrives_after_an_early_answer() {
+    let mut sides = Sides::new(64);
+    let head = post(1000);
+    sides.down.keep_input(&[b'x'; 1000]);
+    let mut server = std::mem::replace(&mut sides.server, duplex(1).0);
+    let serving = tokio::spawn(async move {
+        server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+        let request = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n".len() + 1000;
+        assert!(read(&mut server, request).await.ends_with("xxx"));
+        server.write_all(b"ok").await.unwrap();
+        server
+    });
+    let mut upload = upload(&head);
+    let answered = sides.ask_with(&head, &mut upload, Patience::default()).await.unwrap();
+    let wires = (&mut sides.down, &mut sides.up);
+    let ending = answer(wires, &head, answered, &mut upload, Patience::default(), false);
+    let ending = tokio::time::timeout(3600 * SECOND, ending).await.unwrap();
+    assert!(matches!(ending, Ending::Complete { client: true, upstream: true }), "{ending:?}");
+    serving.await.unwrap();
+}
