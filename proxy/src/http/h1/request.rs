@@ -268,7 +268,7 @@ impl RequestHead {
             if host.replace(value).is_some() {
                 return bad("it has more than one Host");
             }
-            if !value.iter().all(|b| is_host_byte(*b)) {
+            if !is_authority(value) {
                 return bad("its Host is no host");
             }
         }
@@ -314,9 +314,7 @@ fn target_of(
     if *method == Method::CONNECT {
         let valid = text.iter().rposition(|b| *b == b':').is_some_and(|colon| {
             let (host, port) = (&text[..colon], &text[colon + 1..]);
-            !host.is_empty()
-                && host.iter().all(|b| is_host_byte(*b))
-                && matches!(length(port), Some(1..=65_535))
+            !host.is_empty() && is_host(host) && matches!(length(port), Some(1..=65_535))
         });
         return if valid { Ok((target, None)) } else { bad("CONNECT wants host:port") };
     }
@@ -337,21 +335,40 @@ fn target_of(
     // Absolute form: scheme "://" authority [ path ] [ "?" query ]
     let scheme =
         text.iter().take_while(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b)).count();
-    if scheme == 0 || !text[scheme..].starts_with(b"://") {
+    let letter = text.first().is_some_and(u8::is_ascii_alphabetic);
+    if !letter || !text[scheme..].starts_with(b"://") {
         return bad("its target is neither a path nor a URI");
     }
     let authority = target.start + scheme + 3;
     let rest = &bytes[authority..target.end];
     let path = authority + rest.iter().position(|b| b"/?".contains(b)).unwrap_or(rest.len());
-    if path == authority || !bytes[authority..path].iter().all(|b| is_host_byte(*b)) {
+    let named = &bytes[authority..path];
+    if named.is_empty() || named[0] == b':' || !is_authority(named) {
         return bad("its target names no host");
     }
     Ok((path..query(path), Some(authority..path)))
 }
 
-/// Bytes of `host [":" port]` (RFC 3986 §3.2.2), without user information.
-fn is_host_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b >= 0x80 || b"-._~%!$&'()*+,;=:[]".contains(&b)
+/// `uri-host [ ":" port ]` (RFC 9110 §7.2), without user information; the host may be empty.
+fn is_authority(text: &[u8]) -> bool {
+    let colon = text.iter().rposition(|b| *b == b':').filter(|at| !text[*at..].contains(&b']'));
+    let (host, port) = colon.map_or((text, &b""[..]), |at| (&text[..at], &text[at + 1..]));
+    is_host(host) && port.iter().all(u8::is_ascii_digit)
+}
+
+/// A name or an address, that of IPv6 in brackets (RFC 3986 §3.2.2).
+fn is_host(text: &[u8]) -> bool {
+    let name = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b);
+    let escaped = |at: usize| {
+        let digits = text[at + 1..].first_chunk::<2>();
+        text[at] == b'%' && digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    match text {
+        [b'[', inner @ .., b']'] => {
+            !inner.is_empty() && inner.iter().all(|b| name(*b) || *b == b':')
+        }
+        _ => text.iter().enumerate().all(|(at, b)| name(*b) || escaped(at)),
+    }
 }
 
 fn is_h2c(value: &[u8]) -> bool {
