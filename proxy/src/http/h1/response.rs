@@ -151,16 +151,13 @@ impl ResponseHead {
         if coding.is_some_and(|coding| !is_chunked(coding)) && !request.is_1_1() {
             return Err(BadResponse("has a transfer coding that an HTTP/1.0 client does not know"));
         }
-        let coded = coding.map(|coding| {
-            // Chunked comes last or not at all; what is applied below it is not ours to undo.
-            let last = coding.rsplit(|b| *b == b',').next().unwrap_or_default();
-            is_chunked(last.trim_ascii())
-        });
+        let coded = coding.map(ends_chunked).transpose()?;
         for at in again {
             self.fields.remove_at(at);
         }
         self.kept_for = kept_for;
-        self.keep_alive = connection.persists(minor);
+        // A coding in HTTP/1.0 is a sign of faulty framing (RFC 9112 §6.1).
+        self.keep_alive = connection.persists(minor) && (minor > 0 || coded.is_none());
         connection.strip(&mut self.fields);
         let tunnel = request.method == Method::CONNECT && self.status.is_success();
         let switch = self.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -255,6 +252,17 @@ impl ResponseHead {
         self.fields.write_fields(out);
         out.extend_from_slice(b"\r\n");
     }
+}
+
+/// Whether the last of some transfer codings is chunked; what is applied below it is not ours to undo.
+fn ends_chunked(codings: &[u8]) -> Result<bool, BadResponse> {
+    let mut codings = codings.rsplit(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let last = codings.next().is_some_and(is_chunked);
+    // RFC 9112 §6.1: once, and nothing on top of it.
+    if codings.any(is_chunked) {
+        return Err(BadResponse("has a transfer coding on top of chunked"));
+    }
+    Ok(last)
 }
 
 /// The parameter `timeout` of a `Keep-Alive` field, in seconds (RFC 2068 §19.7.1.1).

@@ -60,6 +60,8 @@ fn a_response_whose_end_is_not_certain_is_not_forwarded() {
         "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, Chunked\r\n\r\n",
         "HTTP/2.0 200 OK\r\n\r\n",
         "HTTP/1.1 99 OK\r\n\r\n",
         "HTTP/1.1 200 OK\r\nA\0: b\r\n\r\n",
@@ -130,6 +132,8 @@ fn an_upstream_connection_persists_as_its_version_says() {
         ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n", false),
         ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\nConnection: keep-alive\r\n\r\n", true),
         ("HTTP/1.1 200 OK\r\n\r\n", false),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n", false),
     ] {
         assert_eq!(parse(text, &get()).unwrap().keep_alive, persists, "{text:?}");
     }
