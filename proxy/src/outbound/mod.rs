@@ -4,7 +4,7 @@
 //! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
 
 mod attempt;
-mod deadline;
+pub mod deadline;
 mod dial;
 mod done;
 mod h1;
