@@ -121,12 +121,14 @@ async fn worker(
     for (socket, source) in listeners.outbound {
         let outbound = Arc::clone(&outbound);
         let serve = move |client, _| Arc::clone(&outbound).serve(client, source.clone());
-        tokio::spawn(listener::accept(TcpListener::from_std(socket)?, drain.clone(), serve));
+        let accept = listener::accept(TcpListener::from_std(socket)?, drain.clone(), serve);
+        tokio::spawn(drain.accepting(accept));
     }
     for (socket, source) in listeners.inbound {
         let inbound = Arc::clone(&inbound);
         let serve = move |client, peer| Arc::clone(&inbound).serve(client, peer, source);
-        tokio::spawn(listener::accept(TcpListener::from_std(socket)?, drain.clone(), serve));
+        let accept = listener::accept(TcpListener::from_std(socket)?, drain.clone(), serve);
+        tokio::spawn(drain.accepting(accept));
     }
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(SWEEP);

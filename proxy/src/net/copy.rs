@@ -14,7 +14,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{connect::Reset, scratch};
+use super::{
+    connect::{Reset, Unfinished},
+    scratch,
+};
 
 /// Bytes carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,25 +32,25 @@ pub struct Carried {
 /// dropped.
 ///
 /// # Errors
-/// The first error of either side; both connections are then set to end in a reset, so that
-/// neither peer takes a break for an orderly end.
+/// The first error of either side. Both connections are then set to end in a reset, so that neither
+/// peer takes a break for an orderly end; so they are where the future is dropped before its end.
 pub async fn bidirectional<A, B>(a: &mut A, b: &mut B, carried: &mut Carried) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Reset + Unpin,
     B: AsyncRead + AsyncWrite + Reset + Unpin,
 {
     let (mut there, mut back) = (Direction::default(), Direction::default());
-    let result = poll_fn(|cx| {
-        let first = there.poll(cx, a, b, &mut carried.a_to_b)?;
-        let second = back.poll(cx, b, a, &mut carried.b_to_a)?;
-        if first.is_ready() && second.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    let (mut a, mut b) = (Unfinished::new(a), Unfinished::new(b));
+    poll_fn(|cx| {
+        let first = there.poll(cx, &mut *a, &mut *b, &mut carried.a_to_b)?;
+        let second = back.poll(cx, &mut *b, &mut *a, &mut carried.b_to_a)?;
+        let both = first.is_ready() && second.is_ready();
+        if both { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
     })
-    .await;
-    if result.is_err() {
-        a.reset();
-        b.reset();
-    }
-    result
+    .await?;
+    a.finish();
+    b.finish();
+    Ok(())
 }
 
 #[derive(Default)]
@@ -205,6 +208,24 @@ mod tests {
         drop((down, up));
         let error = server.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_given_up_is_no_orderly_end() {
+        let ((mut client, mut down), (mut up, mut server)) = (tcp_pair().await, tcp_pair().await);
+        let mut carried = Carried::default();
+        let mut copy = Box::pin(bidirectional(&mut down, &mut up, &mut carried));
+        client.write_all(b"x").await.unwrap();
+        tokio::select! {
+            _ = &mut copy => unreachable!(),
+            read = server.read_u8() => assert_eq!(read.unwrap(), b'x'),
+        }
+        drop(copy);
+        drop((down, up));
+        for end in [&mut client, &mut server] {
+            let error = end.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
     }
 
     #[tokio::test]
