@@ -122,13 +122,15 @@ pub mod annotations {
     pub const ACCESS_LOG: &str = "config.remora.io/access-log";
     /// One of the six default policies.
     pub const DEFAULT_INBOUND_POLICY: &str = "config.remora.io/default-inbound-policy";
+    /// Largest head of a request: `64Ki`.
+    pub const MAX_HEADER_SIZE: &str = "config.remora.io/max-header-size";
 
     /// `enabled`, `disabled` or `auto`: whether the proxy is a native sidecar (an init container that
     /// stays, Kubernetes 1.29) or an ordinary container; `auto` asks the cluster's version.
     pub const NATIVE_SIDECAR: &str = "config.remora.io/native-sidecar";
 
     /// Every configuration annotation; any other key under [`CONFIG_PREFIX`] is a warning.
-    pub const CONFIG: [&str; 13] = [
+    pub const CONFIG: [&str; 14] = [
         SKIP_INBOUND_PORTS,
         SKIP_OUTBOUND_PORTS,
         SKIP_SUBNETS,
@@ -141,6 +143,7 @@ pub mod annotations {
         SHUTDOWN_GRACE_PERIOD,
         ACCESS_LOG,
         DEFAULT_INBOUND_POLICY,
+        MAX_HEADER_SIZE,
         NATIVE_SIDECAR,
     ];
 }
@@ -186,6 +189,8 @@ pub mod env {
     pub const PROBES: &str = "REMORA_PROBES";
     /// Which requests are logged: `off`, `errors`, `all`.
     pub const ACCESS_LOG: &str = "REMORA_ACCESS_LOG";
+    /// Largest head of a request: `64Ki`.
+    pub const MAX_HEADER_SIZE: &str = "REMORA_MAX_HEADER_SIZE";
 }
 
 /// Ports that carry well-known protocols in which the server speaks first or which are not HTTP;

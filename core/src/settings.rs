@@ -98,6 +98,51 @@ impl FromStr for Inject {
     }
 }
 
+/// Largest head of a request, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeaderSize(u32);
+
+impl HeaderSize {
+    /// Bytes.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for HeaderSize {
+    /// 64 KiB.
+    fn default() -> Self {
+        Self(64 * 1024)
+    }
+}
+
+impl fmt::Display for HeaderSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes % 1024 == 0 => write!(f, "{}Ki", bytes / 1024),
+            bytes => bytes.fmt(f),
+        }
+    }
+}
+
+impl FromStr for HeaderSize {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (digits, unit) = match (s.strip_suffix("Ki"), s.strip_suffix("Mi")) {
+            (Some(digits), _) => (digits, 1024),
+            (_, Some(digits)) => (digits, 1024 * 1024),
+            _ => (s, 1),
+        };
+        let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
+        bytes
+            .filter(|bytes| (4 * 1024..=1024 * 1024).contains(bytes))
+            .map(Self)
+            .ok_or_else(|| format!("{s:?}: use a size from 4Ki to 1Mi, as in 64Ki"))
+    }
+}
+
 /// The six default policies for a pod's own ports (the words that Linkerd's users know).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DefaultPolicy {
@@ -313,6 +358,19 @@ mod tests {
             let _ = s.parse::<PortSet>();
             let _ = parse_subnets(&s);
             let _ = parse_ratio(&s);
+        }
+    }
+
+    #[test]
+    fn header_sizes_are_written_as_quantities() {
+        for (text, bytes) in [("64Ki", 65_536), ("1Mi", 1 << 20), ("4096", 4096), ("5000", 5000)] {
+            let size: HeaderSize = text.parse().unwrap();
+            assert_eq!(size.bytes(), bytes);
+            assert_eq!(size.to_string().parse::<HeaderSize>().unwrap(), size);
+        }
+        for bad in ["", "64K", "64KiB", "1Ki", "2Mi", "-1", "9999999999Ki", "Ki"] {
+            let error = bad.parse::<HeaderSize>().unwrap_err();
+            assert!(error.contains("64Ki"), "{error}");
         }
     }
 }

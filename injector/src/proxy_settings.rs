@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use ipnet::IpNet;
 use remora_core::{
     names::{DEFAULT_OPAQUE_PORTS, annotations},
-    settings::{DefaultPolicy, InvalidAnnotation, PortSet, parse_duration, parse_subnets, read},
+    settings::{
+        DefaultPolicy, HeaderSize, InvalidAnnotation, PortSet, parse_duration, parse_subnets, read,
+    },
 };
 
 /// Settings of one pod's proxy.
@@ -29,6 +31,8 @@ pub struct ProxySettings {
     pub access_log: AccessLog,
     /// Who may call where no policy says otherwise.
     pub default_inbound_policy: DefaultPolicy,
+    /// Largest head of a request.
+    pub max_header_size: HeaderSize,
     /// As what the proxy runs.
     pub native_sidecar: NativeSidecar,
 }
@@ -86,6 +90,7 @@ impl Default for ProxySettings {
             shutdown_grace_period: Duration::from_secs(30),
             access_log: AccessLog::default(),
             default_inbound_policy: DefaultPolicy::default(),
+            max_header_size: HeaderSize::default(),
             native_sidecar: NativeSidecar::default(),
         }
     }
@@ -124,6 +129,8 @@ impl ProxySettings {
                 .unwrap_or(defaults.access_log),
             default_inbound_policy: read(map, annotations::DEFAULT_INBOUND_POLICY, str::parse)?
                 .unwrap_or(defaults.default_inbound_policy),
+            max_header_size: read(map, annotations::MAX_HEADER_SIZE, str::parse)?
+                .unwrap_or(defaults.max_header_size),
             native_sidecar: read(map, annotations::NATIVE_SIDECAR, str::parse)?
                 .unwrap_or(defaults.native_sidecar),
         })

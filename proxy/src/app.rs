@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry;
 use remora_core::{
     admin::Admin,
@@ -21,7 +22,11 @@ use crate::{
     config::{Args, workers_for_quota},
     discovery::{self, Discovery, Limits, snapshot::Snapshot},
     metrics::{Metrics, ProcessCollector},
-    net::{connect::Connector, listener},
+    net::{
+        admission::{self, Admission},
+        connect::Connector,
+        listener,
+    },
     probe::{Prober, Probes},
     runtime,
     shared::Shared,
@@ -43,6 +48,8 @@ pub async fn run(
         discovery: Discovery::new(Limits::default(), started.into_std()),
         identity: Identity::new(),
         connector: Connector { mark: args.mark },
+        admission: admission(args.max_connections),
+        max_header_size: args.max_header_size,
         metrics: Arc::new(Metrics::default()),
         decisions: Arc::default(),
         drain: watch.clone(),
@@ -112,6 +119,20 @@ fn admin_listeners(args: &Args) -> anyhow::Result<Vec<std::net::TcpListener>> {
     Ok(sockets)
 }
 
+/// What this process has room for. All descriptors that it may have are asked for.
+fn admission(max_connections: Option<u16>) -> Arc<Admission> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let descriptors = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    };
+    let memory = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let memory = admission::memory_limit(memory.as_deref());
+    let places = max_connections.map(usize::from);
+    let places = places.unwrap_or_else(|| admission::places(descriptors, memory));
+    Admission::new(places, admission::streams(memory))
+}
+
 fn default_workers() -> usize {
     workers_for_quota(std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().as_deref())
 }
@@ -177,7 +198,9 @@ fn admin_router(
     let mut registry = Registry::default();
     registry.register_collector(Box::new(ProcessCollector(Arc::clone(&shared.metrics))));
     let (discovery, identity) = (shared.discovery.clone(), shared.identity.clone());
-    let collector = MeshCollector { discovery: discovery.clone(), identity: identity.clone() };
+    let admission = Arc::clone(&shared.admission);
+    let collector =
+        MeshCollector { discovery: discovery.clone(), identity: identity.clone(), admission };
     registry.register_collector(Box::new(collector));
     let ready = {
         let shared = shared.clone();

@@ -4,7 +4,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -17,6 +20,7 @@ use prometheus_client::{
 use crate::{
     discovery::{Discovery, Resolution, ServiceId, traffic::Traffic},
     metrics::Families,
+    net::admission::Admission,
     tls::identity::Identity,
 };
 
@@ -46,6 +50,8 @@ pub struct MeshCollector {
     pub discovery: Discovery,
     /// Certificate and roots.
     pub identity: Identity,
+    /// Places for connections.
+    pub admission: Arc<Admission>,
 }
 
 /// Which counter of a Service's traffic.
@@ -120,7 +126,7 @@ impl Collector for MeshCollector {
     }
 }
 
-type Services = Vec<(ServiceId, Vec<std::sync::Arc<crate::discovery::Service>>)>;
+type Services = Vec<(ServiceId, Vec<Arc<crate::discovery::Service>>)>;
 
 impl MeshCollector {
     fn services(&self) -> Services {
@@ -144,6 +150,8 @@ impl MeshCollector {
             "Whether the stream to the control plane is up",
             connected,
         )?;
+        let places = i64::try_from(self.admission.limit()).unwrap_or(i64::MAX);
+        gauge(encoder, "remora_tcp_connections_limit", "Connections carried at most", places)?;
         let targets = i64::try_from(self.discovery.all().len()).unwrap_or(i64::MAX);
         gauge(encoder, "remora_discovery_targets", "Destinations known", targets)?;
         if let Some(material) = self.identity.current() {

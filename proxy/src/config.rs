@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use remora_core::{
     names::{env, ports},
-    settings::parse_duration,
+    settings::{HeaderSize, parse_duration},
     spiffe::SpiffeId,
 };
 
@@ -62,6 +62,14 @@ pub struct Args {
     /// Worker threads; default: the CPU limit rounded up, 1 where there is none
     #[arg(long, env = "REMORA_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
+
+    /// Connections carried at a time; default: what file descriptors and memory have room for
+    #[arg(long, env = "REMORA_MAX_CONNECTIONS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_connections: Option<u16>,
+
+    /// Largest head of a request, 4Ki to 1Mi; larger ones are answered 431 or 414
+    #[arg(long, env = env::MAX_HEADER_SIZE, default_value_t = HeaderSize::default())]
+    pub max_header_size: HeaderSize,
 
     /// Socket mark of this proxy's own connections, for redirect rules that exempt by mark
     #[arg(long, env = "REMORA_MARK", value_parser = parse_mark)]

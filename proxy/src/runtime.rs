@@ -9,7 +9,9 @@ use tokio::{net::TcpListener, time::Instant};
 
 use crate::{
     config::Args,
+    error::Reason,
     inbound::{self, Inbound},
+    metrics::Direction,
     net::listener::{self, BindError},
     outbound::{self, Outbound},
     shared::Shared,
@@ -116,18 +118,33 @@ async fn worker(
     rng: fastrand::Rng,
 ) -> io::Result<()> {
     let drain = shared.drain.clone();
+    let refusal = |direction| {
+        let metrics = Arc::clone(&shared.metrics);
+        move || metrics.error(direction, Reason::Overloaded)
+    };
     let outbound = Arc::new(Outbound::new(&shared, rng, Arc::clone(&own)));
     let inbound = Arc::new(Inbound::new(&shared, own));
     for (socket, source) in listeners.outbound {
         let outbound = Arc::clone(&outbound);
-        let serve = move |client, _| Arc::clone(&outbound).serve(client, source.clone());
-        let accept = listener::accept(TcpListener::from_std(socket)?, drain.clone(), serve);
+        let serve = move |client, _, admitted| {
+            Arc::clone(&outbound).serve(client, admitted, source.clone())
+        };
+        // All connections come from the pod's own application.
+        let (places, refused) =
+            ((Arc::clone(&shared.admission), false), refusal(Direction::Outbound));
+        let socket = TcpListener::from_std(socket)?;
+        let accept = listener::accept(socket, places, drain.clone(), refused, serve);
         tokio::spawn(drain.accepting(accept));
     }
     for (socket, source) in listeners.inbound {
         let inbound = Arc::clone(&inbound);
-        let serve = move |client, peer| Arc::clone(&inbound).serve(client, peer, source);
-        let accept = listener::accept(TcpListener::from_std(socket)?, drain.clone(), serve);
+        let serve = move |client, peer, admitted| {
+            Arc::clone(&inbound).serve(client, peer, admitted, source)
+        };
+        let (places, refused) =
+            ((Arc::clone(&shared.admission), true), refusal(Direction::Inbound));
+        let socket = TcpListener::from_std(socket)?;
+        let accept = listener::accept(socket, places, drain.clone(), refused, serve);
         tokio::spawn(drain.accepting(accept));
     }
     tokio::spawn(async move {

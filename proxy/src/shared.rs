@@ -2,10 +2,13 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use remora_core::drain;
+use remora_core::{drain, settings::HeaderSize};
 
 use crate::{
-    decisions::Decisions, discovery::Discovery, metrics::Metrics, net::connect::Connector,
+    decisions::Decisions,
+    discovery::Discovery,
+    metrics::Metrics,
+    net::{admission::Admission, connect::Connector},
     tls::identity::Identity,
 };
 
@@ -18,6 +21,10 @@ pub struct Shared {
     pub identity: Identity,
     /// How to dial.
     pub connector: Connector,
+    /// Places for connections.
+    pub admission: Arc<Admission>,
+    /// Largest head of a request.
+    pub max_header_size: HeaderSize,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// The last failures.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use remora_core::names::annotations::INJECTED;
+use remora_core::{names::annotations::INJECTED, settings::HeaderSize};
 use remora_proxy::config::{InboundForward, OutboundService};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -43,6 +43,8 @@ pub struct Mesh {
     pub grace: Duration,
     /// Worker threads of each sidecar.
     pub workers: u16,
+    /// Connections that each sidecar carries at most, where that is not left to the machine.
+    pub max_connections: Option<u16>,
     plane: Option<Plane>,
 }
 
@@ -115,6 +117,7 @@ impl Mesh {
             leaf_lifetime: Duration::from_secs(3600),
             grace: Duration::from_millis(200),
             workers: 1,
+            max_connections: None,
             plane: None,
         };
         let namespace =
@@ -340,6 +343,8 @@ impl Mesh {
             node: String::new(),
             zone: String::new(),
             workers: Some(self.workers),
+            max_connections: self.max_connections,
+            max_header_size: HeaderSize::default(),
             mark: None,
             shutdown_grace_period: self.grace,
             shutdown_linger: std::time::Duration::ZERO,

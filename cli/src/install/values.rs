@@ -104,6 +104,7 @@ struct Proxy {
     skip_subnets: Text,
     opaque_ports: Text,
     shutdown_grace_period: Text,
+    max_header_size: Text,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -322,6 +323,7 @@ impl Proxy {
                 annotations::SHUTDOWN_GRACE_PERIOD,
                 &self.shutdown_grace_period,
             ),
+            ("proxy.maxHeaderSize", annotations::MAX_HEADER_SIZE, &self.max_header_size),
         ] {
             if !text.is_empty() {
                 let annotation = BTreeMap::from([(key.to_owned(), text.clone())]);

@@ -151,6 +151,8 @@ impl Proxy {
         let uid = (!self.one_user).then_some(names::PROXY_UID);
         let mut command = command_in(self.place.anchor, Path::new("/"), uid, &words);
         command.env(names::env::LOG, &self.settings.log_level);
+        let max_header_size = self.settings.max_header_size.to_string();
+        command.env(names::env::MAX_HEADER_SIZE, max_header_size);
         command.env(names::env::ACCESS_LOG, self.settings.access_log.to_string());
         command
     }

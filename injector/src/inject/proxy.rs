@@ -9,7 +9,10 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
-use remora_core::names::{CONTROL_PLANE_SERVICE_ACCOUNT, PROXY_UID, SYSTEM_NAMESPACE, env, ports};
+use remora_core::{
+    names::{CONTROL_PLANE_SERVICE_ACCOUNT, PROXY_UID, SYSTEM_NAMESPACE, env, ports},
+    settings::HeaderSize,
+};
 
 use super::{PROGRAM, PROXY_CONTAINER, handlers, restricted, volumes};
 use crate::{
@@ -134,6 +137,9 @@ fn environment(plan: &Plan, settings: &Settings) -> Vec<EnvVar> {
     ];
     if proxy.access_log != AccessLog::Off {
         variables.push(value(env::ACCESS_LOG, proxy.access_log.to_string()));
+    }
+    if proxy.max_header_size != HeaderSize::default() {
+        variables.push(value(env::MAX_HEADER_SIZE, proxy.max_header_size.to_string()));
     }
     if !plan.probes.is_empty() {
         variables.push(value(env::PROBES, handlers(None, &plan.probes)));

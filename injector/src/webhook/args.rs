@@ -105,6 +105,9 @@ pub struct Defaults {
     /// Who may call where no policy says otherwise.
     #[arg(long, value_name = "POLICY")]
     default_inbound_policy: Option<String>,
+    /// Largest head of a request.
+    #[arg(long, value_name = "SIZE")]
+    max_header_size: Option<String>,
 }
 
 impl Defaults {
@@ -126,6 +129,7 @@ impl Defaults {
             (annotations::SHUTDOWN_GRACE_PERIOD, &self.shutdown_grace_period),
             (annotations::ACCESS_LOG, &self.access_log),
             (annotations::DEFAULT_INBOUND_POLICY, &self.default_inbound_policy),
+            (annotations::MAX_HEADER_SIZE, &self.max_header_size),
         ];
         let map: BTreeMap<String, String> = given
             .into_iter()

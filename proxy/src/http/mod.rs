@@ -3,8 +3,9 @@
 pub mod answer;
 pub mod h1;
 pub mod h2;
+pub mod told;
 
-/// Largest request or response head, in bytes, on both codecs; requests' by default.
+/// Largest response head and trailer section, in bytes, on both codecs. Requests' limit is a setting.
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Most header fields in one head.
 pub const MAX_HEADERS: usize = 256;

@@ -16,13 +16,14 @@ use crate::{
     http::{
         answer::is_grpc,
         h2::{
-            body::{RequestBody, ResponseBody},
+            body::{End, OnEnd, RequestBody, ResponseBody},
             headers::strip_ours,
             pool::Connection,
             upgrade,
         },
     },
     metrics::Tls,
+    net::admission::{STREAMS, Stream},
 };
 
 /// Sends of one request whose connection turned out to be closed before a byte was written.
@@ -32,7 +33,7 @@ const MAX_SENDS: usize = 3;
 pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
-) -> Response<ResponseBody<()>> {
+) -> Response<ResponseBody<Held>> {
     let grpc = is_grpc(request.headers());
     let started = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
@@ -49,7 +50,8 @@ async fn forward(
     requests: &Requests,
     mut request: Request<Incoming>,
     grpc: bool,
-) -> Result<Response<ResponseBody<()>>, Error> {
+) -> Result<Response<ResponseBody<Held>>, Error> {
+    let stream = requests.inbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     requests.admit(request.uri().path())?;
     if requests.arrival.tls != Tls::Mutual {
         // What a proxy of ours set stays, what anyone else pretends does not.
@@ -61,14 +63,27 @@ async fn forward(
     }
     let connect = request.method() == Method::CONNECT;
     let downstream = connect.then(|| hyper::upgrade::on(&mut request));
-    let (mut response, _connection) = send(requests, request).await?;
+    let (mut response, connection) = send(requests, request).await?;
     // Callers believe what our headers say, so only this proxy may set them.
     strip_ours(response.headers_mut());
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
         let upstream = hyper::upgrade::on(&mut response);
         upgrade::carry(downstream, upstream, &requests.inbound.drain);
     }
-    Ok(response.map(|body| ResponseBody::upstream(body, (), grpc)))
+    let held = Held { _connection: connection, _stream: stream };
+    Ok(response.map(|body| ResponseBody::upstream(body, held, grpc)))
+}
+
+/// What lasts as long as a response.
+#[derive(Debug)]
+pub(super) struct Held {
+    _connection: Connection,
+    /// Its place among the process's streams.
+    _stream: Stream,
+}
+
+impl OnEnd for Held {
+    fn on_end(self, _: End<'_>) {}
 }
 
 /// Sends to the application, over another connection where one was closed before a byte was written.

@@ -11,7 +11,7 @@ pub mod http;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use remora_core::{drain, spiffe::SpiffeId};
+use remora_core::{drain, settings::HeaderSize, spiffe::SpiffeId};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
@@ -22,9 +22,10 @@ use crate::{
     decisions::Decisions,
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
-    http::{MAX_HEAD, Version, h1 as http1, h2 as http2},
+    http::{Version, h1 as http1, h2 as http2, told},
     metrics::{Direction, Metrics, Tls},
     net::{
+        admission::{Admission, Admitted},
         connect::{Connector, Reset},
         copy::{self, Carried},
         detect::{self, Detected},
@@ -57,6 +58,8 @@ pub struct Inbound {
     shared: http2::pool::Pool<SocketAddr>,
     metrics: Arc<Metrics>,
     decisions: Arc<Decisions>,
+    admission: Arc<Admission>,
+    max_header_size: HeaderSize,
     drain: drain::Watch,
     own: Arc<[SocketAddr]>,
 }
@@ -92,6 +95,8 @@ impl Inbound {
             idle: http1::pool::Pool::new(POOL_IDLE),
             shared: http2::pool::Pool::default(),
             metrics: Arc::clone(&shared.metrics),
+            admission: Arc::clone(&shared.admission),
+            max_header_size: shared.max_header_size,
             drain: shared.drain.clone(),
             decisions: Arc::clone(&shared.decisions),
             own,
@@ -105,7 +110,21 @@ impl Inbound {
     }
 
     /// Takes one accepted connection to its end.
-    pub async fn serve(self: Arc<Self>, mut client: TcpStream, peer: SocketAddr, source: Source) {
+    pub async fn serve(
+        self: Arc<Self>,
+        mut client: TcpStream,
+        peer: SocketAddr,
+        admitted: Admitted,
+        source: Source,
+    ) {
+        let _place = match admitted {
+            Admitted::Yes(place) => place,
+            Admitted::No(_place) => {
+                let error = Error::Overloaded(listener::FULL);
+                self.metrics.error(Direction::Inbound, error.reason());
+                return told::tell(client, error, &self.drain).await;
+            }
+        };
         let (app, port) = match source {
             Source::Explicit(app) => (app, client.local_addr().map_or(app.port(), |a| a.port())),
             Source::Redirected => match original_destination(&client) {
@@ -209,21 +228,24 @@ impl Inbound {
         IO: AsyncRead + AsyncWrite + Reset + Send + Unpin + 'static,
     {
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-        let drain = self.drain.clone();
+        let (drain, limit) = (self.drain.clone(), self.max_header_size);
         let mesh = arrival.tls == Tls::Mutual;
         let requests = http::Requests::new(self, arrival);
         match version {
             Version::H1 => {
                 let client = http1::wire::Wire::new(io, seen.into());
                 let client = if mesh { client.without_half_close() } else { client };
-                http1::server::serve(client, &requests, MAX_HEAD, &drain).await;
+                http1::server::serve(client, &requests, limit, &drain).await;
             }
             Version::H2 => {
                 let requests = Arc::new(requests);
                 // Boxed: hyper moves it about.
                 let handler = |request| Box::pin(h2::handle(Arc::clone(&requests), request));
                 let io = Prefixed::new(seen.freeze(), io);
-                if let Err(error) = http2::server::serve(io, handler, &drain).await {
+                let known = http2::guard::Budget::KNOWN;
+                let budget = if mesh { known } else { http2::guard::Budget::STRANGER };
+                if let Err(error) = http2::server::serve(io, (budget, limit), handler, &drain).await
+                {
                     tracing::debug!(%error, "caller's connection ended");
                 }
             }

@@ -4,12 +4,18 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use remora_core::drain;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+
+use super::{
+    admission::{Admission, Admitted},
+    connect::reset_on_drop,
+};
 
 /// Connections that may wait to be accepted, per listener.
 const BACKLOG: i32 = 4096;
@@ -20,6 +26,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// repeats itself for a quarter of an hour. A peer that confirms but has not read anything for this
 /// long is cut too (`tcp(7)`, `TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why a connection is not carried for which there is no place.
+pub const FULL: &str = "as many connections are open as this proxy has room for";
 
 /// A listener that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,15 +98,28 @@ pub fn ipv6_twin(addr: SocketAddr) -> Option<SocketAddr> {
 /// Out of file descriptors it pauses, rather than spin; each connection is tracked by the drain.
 /// Connections that wait to be accepted when the listener closes are served as well: to their clients
 /// they are open, and the kernel would reset them.
-pub async fn accept<F, Fut>(listener: TcpListener, drain: drain::Watch, serve: F)
-where
-    F: Fn(TcpStream, SocketAddr) -> Fut,
+///
+/// `fair`: callers compete for places by their address. What there is no place for is counted by
+/// `refused` and reset.
+pub async fn accept<F, Fut>(
+    listener: TcpListener,
+    (admission, fair): (Arc<Admission>, bool),
+    drain: drain::Watch,
+    refused: impl Fn(),
+    serve: F,
+) where
+    F: Fn(TcpStream, SocketAddr, Admitted) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let serve = |stream, peer| {
+    let serve = |stream: TcpStream, peer: SocketAddr| {
+        let Some(admitted) = admission.admit(fair.then(|| peer.ip())) else {
+            refused();
+            reset_on_drop(&stream);
+            return;
+        };
         prepare(&stream);
         // Boxed at once: the future is large, and every layer around it would move it.
-        tokio::spawn(drain.track(Box::pin(serve(stream, peer))));
+        tokio::spawn(drain.track(Box::pin(serve(stream, peer, admitted))));
     };
     let mut pause = Duration::from_millis(5);
     loop {
@@ -230,10 +252,13 @@ mod tests {
         }
         let (drain, watch) = drain::Drain::new();
         watch.start();
-        let serve = |mut client: TcpStream, _| async move {
+        let serve = |mut client: TcpStream, _, place| async move {
             client.write_all(b"served").await.unwrap();
+            drop(place);
         };
-        tokio::spawn(watch.accepting(accept(listener, watch.clone(), serve)));
+        let places = (Admission::new(3, 1), false);
+        let accept = accept(listener, places, watch.clone(), || unreachable!(), serve);
+        tokio::spawn(watch.accepting(accept));
         assert_eq!(drain.drain(KEEPALIVE_IDLE).await, drain::Drained::Clean);
         for mut client in clients {
             let mut said = String::new();

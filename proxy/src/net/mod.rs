@@ -1,5 +1,6 @@
 //! Sockets: listening, the original destination, looking at first bytes, dialling, copying.
 
+pub mod admission;
 pub mod client_hello;
 pub mod connect;
 pub mod copy;

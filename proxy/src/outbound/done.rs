@@ -17,6 +17,7 @@ use crate::{
         pool::Connection,
         replay::BodyError,
     },
+    net::admission::Stream,
 };
 
 /// Everything that a finished request gives back.
@@ -27,6 +28,8 @@ pub(super) struct Done {
     pub(super) policy: Arc<Policy>,
     /// Held so that the connection lives as long as its stream.
     pub(super) _connection: Connection,
+    /// Its place among the process's streams.
+    pub(super) _stream: Stream,
     /// Its place in the Service's bulkhead.
     pub(super) _permit: Option<Permit>,
     pub(super) guard: InFlight<Endpoint>,

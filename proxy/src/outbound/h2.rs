@@ -36,6 +36,7 @@ use crate::{
             upgrade,
         },
     },
+    net::admission::{STREAMS, Stream},
     tls::Alpn,
 };
 
@@ -77,6 +78,7 @@ async fn forward(
 ) -> Result<Response<ResponseBody<Done>>, Error> {
     let started = Instant::now();
     check(&request)?;
+    let stream = requests.outbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     let upstream = requests.upstream().await?;
     strip_ours(request.headers_mut());
     let connect = request.method() == Method::CONNECT;
@@ -89,7 +91,7 @@ async fn forward(
     let mut call = H2Call { requests, parts: &parts, body, grpc, grpc_timeout: patience.is_some() };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     match exchange.run(&mut call, facts).await {
-        Ok(taken) => Ok(finish(&exchange, taken, facts, call.body.take(), downstream)),
+        Ok(taken) => Ok(finish(&exchange, taken, facts, (call.body.take(), stream), downstream)),
         Err(why) => Err(why.into_error().unwrap_or(Error::BadRequest("the client went away"))),
     }
 }
@@ -108,7 +110,7 @@ fn finish(
     exchange: &Exchange<'_>,
     taken: Taken<H2Answer>,
     facts: Facts<'_>,
-    request: Option<Replay>,
+    (request, stream): (Option<Replay>, Stream),
     downstream: Option<OnUpgrade>,
 ) -> Response<ResponseBody<Done>> {
     let Taken { answer, mut guard, permit, cookie, .. } = taken;
@@ -135,6 +137,7 @@ fn finish(
         policy: Arc::clone(&exchange.snapshot.policy),
         _connection: connection,
         _permit: permit,
+        _stream: stream,
         guard,
         started: exchange.started,
         rtt: sent_at.elapsed(),

@@ -9,21 +9,12 @@ use std::{net::IpAddr, sync::Arc};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::Response;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Outbound, Upstream};
 use crate::{
     discovery::{Resolution, Target},
     error::Error,
-    http::{
-        answer,
-        h1::{
-            exchange,
-            request::RequestHead,
-            server::{self, After, Handler},
-            wire::Wire,
-        },
-    },
+    http::answer,
 };
 
 /// Where the requests of one connection go.
@@ -74,21 +65,4 @@ impl Requests {
         self.upstream.load().traffic().responded(response.status());
         response
     }
-}
-
-/// A connection whose destination nobody could tell: each request hears why, and the connection
-/// ends, since the next one may find the answer.
-#[derive(Debug)]
-pub(super) struct Unresolved(pub(super) Error);
-
-impl<IO> Handler<IO> for Unresolved
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send,
-{
-    async fn handle(&self, client: &mut Wire<IO>, request: RequestHead) -> After {
-        let response = answer::error(&self.0, answer::is_grpc(&request.fields));
-        server::answer(client, &request, &exchange::upload(&request), &response, true).await
-    }
-
-    fn refused(&self, _: &Error) {}
 }

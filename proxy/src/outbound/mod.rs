@@ -27,7 +27,7 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use remora_core::drain;
+use remora_core::{drain, settings::HeaderSize};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -45,9 +45,10 @@ use crate::{
     },
     error::{Error, Reason},
     fields::Fields,
-    http::{MAX_HEAD, Version, h1 as http1, h2 as http2},
+    http::{Version, h1 as http1, h2 as http2, told},
     metrics::{Direction, Metrics, Tls},
     net::{
+        admission::{Admission, Admitted},
         client_hello::ClientHello,
         connect::{Connector, Reset, reset_on_drop},
         detect::{self, Detected},
@@ -75,6 +76,8 @@ pub struct Outbound {
     metrics: Arc<Metrics>,
     decisions: Arc<Decisions>,
     rng: Mutex<fastrand::Rng>,
+    admission: Arc<Admission>,
+    max_header_size: HeaderSize,
     drain: drain::Watch,
     /// Our own listeners: a connection to one of them would come back for ever.
     own: Arc<[SocketAddr]>,
@@ -111,6 +114,8 @@ impl Outbound {
             learned: learned::Learned::default(),
             metrics: Arc::clone(&shared.metrics),
             rng: Mutex::new(rng),
+            admission: Arc::clone(&shared.admission),
+            max_header_size: shared.max_header_size,
             drain: shared.drain.clone(),
             own,
             pod_ips: Arc::clone(&shared.pod_ips),
@@ -142,7 +147,13 @@ impl Outbound {
     }
 
     /// Takes one accepted connection to its end.
-    pub async fn serve(self: Arc<Self>, client: TcpStream, source: Source) {
+    pub async fn serve(self: Arc<Self>, client: TcpStream, admitted: Admitted, source: Source) {
+        let _place = match admitted {
+            Admitted::Yes(place) => place,
+            Admitted::No(_place) => {
+                return self.tell(client, Error::Overloaded(listener::FULL)).await;
+            }
+        };
         let target = match &source {
             Source::Explicit(authority) => Target::Authority(authority.to_string()),
             Source::Redirected => match original_destination(&client) {
@@ -169,7 +180,10 @@ impl Outbound {
             Ok(Resolution::Refused(why)) => {
                 self.refuse(&client, &Error::NoRoute(why.to_string()));
             }
-            Err(error) => self.answer_unresolved(client, error).await,
+            Err(error) => {
+                tracing::warn!(%error, "destination is unknown");
+                self.tell(client, error).await;
+            }
         }
     }
 
@@ -231,19 +245,21 @@ impl Outbound {
         upstream: Upstream,
     ) {
         let _open = self.metrics.connection(Direction::Outbound, Tls::None);
-        let drain = self.drain.clone();
+        let (drain, limit) = (self.drain.clone(), self.max_header_size);
         let requests = http::Requests::new(self, address_of(&client), target, upstream);
         match version {
             Version::H1 => {
                 let client = http1::wire::Wire::new(client, seen.into());
-                http1::server::serve(client, &requests, MAX_HEAD, &drain).await;
+                http1::server::serve(client, &requests, limit, &drain).await;
             }
             Version::H2 => {
                 let requests = Arc::new(requests);
                 // Boxed: hyper moves it about.
                 let handler = |request| Box::pin(h2::handle(Arc::clone(&requests), request));
                 let io = Prefixed::new(seen.freeze(), client);
-                if let Err(error) = http2::server::serve(io, handler, &drain).await {
+                let budget = http2::guard::Budget::KNOWN;
+                if let Err(error) = http2::server::serve(io, (budget, limit), handler, &drain).await
+                {
                     tracing::debug!(%error, "client connection ended");
                 }
             }
@@ -257,18 +273,10 @@ impl Outbound {
         client.reset();
     }
 
-    /// Tells HTTP/1 clients why; for others a reset has to do.
-    async fn answer_unresolved(&self, mut client: TcpStream, error: Error) {
+    /// Counts a connection that is not carried, and tells its client why, where it can be told.
+    async fn tell(&self, client: TcpStream, error: Error) {
         self.metrics.error(Direction::Outbound, error.reason());
-        tracing::warn!(%error, "destination is unknown");
-        let mut seen = BytesMut::new();
-        let found = detect::detect(&mut client, &mut seen, detect::FIRST_BYTE).await;
-        if !matches!(found, Ok(Detected::Http1)) {
-            return client.reset();
-        }
-        let client = http1::wire::Wire::new(client, seen.into());
-        let unresolved = http::Unresolved(error);
-        http1::server::serve(client, &unresolved, MAX_HEAD, &self.drain).await;
+        told::tell(client, error, &self.drain).await;
     }
 
     fn error(&self, reason: Reason) {

@@ -9,6 +9,7 @@ mod http1;
 mod http2;
 mod identity;
 mod leak;
+mod overload;
 mod protocol;
 mod retry;
 mod tcp;

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Response, header};
-use remora_core::drain;
+use remora_core::{drain, settings::HeaderSize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, timeout},
@@ -64,14 +64,19 @@ pub enum After {
 }
 
 /// Serves until either side has enough. When draining begins, the request under way finishes first.
-pub async fn serve<IO, H>(mut client: Wire<IO>, handler: &H, max_head: usize, drain: &drain::Watch)
-where
+pub async fn serve<IO, H>(
+    mut client: Wire<IO>,
+    handler: &H,
+    max_head: HeaderSize,
+    drain: &drain::Watch,
+) where
     IO: AsyncRead + AsyncWrite + Reset + Unpin + Send,
     H: Handler<IO> + Sync,
 {
+    let most = usize::try_from(max_head.bytes()).unwrap_or(usize::MAX);
     let mut lingering = pin!(linger(drain));
     loop {
-        let mut reading = Reading::new(max_head);
+        let mut reading = Reading::new(most);
         let head = poll_fn(|cx| match reading.poll(cx, &mut client) {
             Poll::Ready(head) => Poll::Ready(Some(head)),
             // In the middle of a head there is something to wait for.
@@ -97,10 +102,10 @@ where
                 refuse(&mut client, handler, refusal)
             }
             Some(Err(NoHead::TooLong { first_line: true })) => {
-                refuse(&mut client, handler, Refusal::TargetTooLong(max_head))
+                refuse(&mut client, handler, Refusal::TargetTooLong(most))
             }
             Some(Err(NoHead::TooLong { first_line: false })) => {
-                refuse(&mut client, handler, Refusal::HeadTooLong(max_head))
+                refuse(&mut client, handler, Refusal::HeadTooLong(most))
             }
             Some(Err(NoHead::TooSlow)) => {
                 refuse(&mut client, handler, Refusal::TooSlow(HEAD_WITHIN))
@@ -282,3 +287,7 @@ where
     // Either way it is over.
     let _ = timeout(READ_OVER, ending).await;
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

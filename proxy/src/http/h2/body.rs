@@ -79,10 +79,6 @@ pub trait OnEnd: Send + Unpin + 'static {
     fn on_end(self, end: End<'_>);
 }
 
-impl OnEnd for () {
-    fn on_end(self, _: End<'_>) {}
-}
-
 /// Body of a response on its way to the client.
 #[derive(Debug)]
 pub struct ResponseBody<G: OnEnd> {

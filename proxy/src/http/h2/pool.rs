@@ -13,7 +13,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::body::RequestBody;
+use super::{
+    body::RequestBody,
+    guard::{Budget, Guarded},
+};
 use crate::{error::Error, http::MAX_HEAD};
 
 /// Bytes of one response stream, and of one connection, that may be in flight unread.
@@ -170,7 +173,7 @@ where
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_WITHIN)
-        .handshake(TokioIo::new(io))
+        .handshake(TokioIo::new(Guarded::new(io, false, Budget::KNOWN)))
         .await
         .map_err(|_| Error::Overloaded("HTTP/2 connection could not be set up"))?;
     tokio::spawn(async move {

@@ -7,11 +7,13 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use remora_core::drain;
+use remora_core::{drain, settings::HeaderSize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::replay::BodyError;
-use crate::http::MAX_HEAD;
+use super::{
+    guard::{Budget, Guarded},
+    replay::BodyError,
+};
 
 /// Bytes of one stream, and of one connection, that may be in flight unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -24,13 +26,14 @@ const SEND_BUFFER: usize = 64 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves one connection until it ends; when draining begins it says GOAWAY and its open streams
+/// Serves one connection until it ends, or until it has used up its budget of frames without content; when draining begins it says GOAWAY and its open streams
 /// finish first.
 ///
 /// # Errors
 /// What the connection ended with; that it was cut short by the peer is normal life.
 pub async fn serve<IO, F, Fut, B>(
     io: IO,
+    (budget, max_head): (Budget, HeaderSize),
     handler: F,
     drain: &drain::Watch,
 ) -> Result<(), hyper::Error>
@@ -51,11 +54,11 @@ where
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+            .max_header_list_size(max_head.bytes())
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_WITHIN)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(Guarded::new(io, true, budget)), service)
     );
     tokio::select! {
         biased;
