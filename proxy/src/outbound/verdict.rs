@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode, header};
 use remora_core::names::headers::PROXY_ERROR;
 
-use super::attempt::Answer;
+use super::call::Answer;
 use crate::{
     balance::{
         retry::Answer as Seen,
@@ -87,5 +87,5 @@ pub(super) fn not_delivered(endpoint: &Endpoint, fields: &impl Fields) -> Option
     endpoint.identity.as_ref()?;
     let reason = Reason::from_word(fields.get(&REASON)?)?;
     matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded)
-        .then(|| Error::NotDelivered { addr: endpoint.addr, reason: reason.as_str().to_owned() })
+        .then_some(Error::NotDelivered { addr: endpoint.addr, reason })
 }

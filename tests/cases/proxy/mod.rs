@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
 mod balance;
-pub(crate) mod change;
+mod change;
 mod discovery;
+mod grpc;
 mod http1;
 mod http2;
 mod identity;
