@@ -35,13 +35,14 @@ use crate::{
     },
     metrics::Metrics,
     server::{self, Peer},
-    source::Event,
+    source::{Distribution, Event},
 };
 
 mod stream;
 pub mod wire;
 
 use stream::{Shared, Stream};
+use wire::Place;
 
 /// Messages that wait in a stream beyond what HTTP/2 holds. Small, so that what waits is new.
 const OUTGOING: usize = 4;
@@ -95,8 +96,10 @@ pub fn told(annotations: &BTreeMap<String, String>) -> (pb::Service, Vec<Invalid
         protocol: Protocol::Detect,
         policy: Policy::parse(annotations, None, None, &mut bad),
         node_local: false,
+        distribution: Distribution::Any,
     };
-    (wire::service(&Snapshot { head: Arc::new(head), endpoints: [].into() }), bad)
+    let snapshot = Snapshot { head: Arc::new(head), endpoints: [].into() };
+    (wire::service(&snapshot, &Place::default()), bad)
 }
 
 impl State {

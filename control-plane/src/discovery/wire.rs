@@ -1,6 +1,6 @@
 //! Answers as gRPC carries them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use remora_core::settings;
 use remora_proto::v1::{self as pb, watch_response};
@@ -17,11 +17,21 @@ use crate::index::{
     },
     protocol::Protocol,
 };
+use crate::source::Distribution;
+
+/// Where the one that asks is; empty where that is not known. It does not change while a pod lives.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// Its node.
+    pub node: Arc<str>,
+    /// Its zone.
+    pub zone: Arc<str>,
+}
 
 /// A whole answer.
-pub(super) fn update(id: u64, version: u64, answer: &Answer) -> pb::WatchResponse {
+pub(super) fn update(id: u64, version: u64, answer: &Answer, place: &Place) -> pb::WatchResponse {
     let answer = match answer {
-        Answer::Service(snapshot) => pb::update::Answer::Service(service(snapshot)),
+        Answer::Service(snapshot) => pb::update::Answer::Service(service(snapshot, place)),
         Answer::Pod(port) => pb::update::Answer::Pod(pod(port)),
         Answer::NotOurs => pb::update::Answer::NotOurs(pb::NotOurs {}),
         Answer::Refused(message) => {
@@ -72,7 +82,7 @@ fn response(kind: watch_response::Kind) -> pb::WatchResponse {
 
 /// A Service's port with its endpoints.
 #[must_use]
-pub fn service(snapshot: &Snapshot) -> pb::Service {
+pub fn service(snapshot: &Snapshot, place: &Place) -> pb::Service {
     let head = &snapshot.head;
     pb::Service {
         namespace: head.service.namespace.to_string(),
@@ -89,7 +99,19 @@ pub fn service(snapshot: &Snapshot) -> pb::Service {
         affinity: head.policy.affinity.as_ref().map(affinity),
         bulkheads: Some(bulkheads(&head.policy.bulkheads)),
         stream_routes: Vec::new(),
+        topology: topology(head.distribution, place),
     }
+}
+
+fn topology(distribution: Distribution, place: &Place) -> Option<pb::Topology> {
+    use pb::topology::Prefer;
+    let prefer = match distribution {
+        Distribution::Any => return None,
+        Distribution::SameZone => Prefer::SameZone,
+        Distribution::SameNode => Prefer::SameNode,
+    };
+    let (node, zone) = (place.node.to_string(), place.zone.to_string());
+    Some(pb::Topology { prefer: prefer.into(), node, zone })
 }
 
 fn pod(port: &PodPort) -> pb::Pod {
@@ -279,6 +301,7 @@ mod tests {
             protocol: Protocol::Detect,
             policy: crate::index::policy::Policy::default(),
             node_local: false,
+            distribution: Distribution::Any,
         };
         Snapshot { head: Arc::new(head), endpoints: endpoints.iter().map(endpoint).collect() }
     }
@@ -298,7 +321,7 @@ mod tests {
             )
         ) {
             let snapshots: Vec<Snapshot> = states.iter().map(snapshot).collect();
-            let mut seen = addressed(service(&snapshots[0]).endpoints);
+            let mut seen = addressed(service(&snapshots[0], &Place::default()).endpoints);
             for pair in snapshots.windows(2) {
                 let Some(watch_response::Kind::Endpoints(delta)) =
                     delta(1, 1, &pair[0], &pair[1]).kind
@@ -312,7 +335,7 @@ mod tests {
                     prop_assert!(seen.get(&key) != Some(&endpoint), "unchanged, yet sent");
                     seen.insert(key, endpoint);
                 }
-                prop_assert_eq!(&seen, &addressed(service(&pair[1]).endpoints));
+                prop_assert_eq!(&seen, &addressed(service(&pair[1], &Place::default()).endpoints));
             }
         }
     }

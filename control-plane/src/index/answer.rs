@@ -9,6 +9,7 @@ use std::{
 use remora_core::{settings::DefaultPolicy, spiffe::SpiffeId};
 
 use super::{Name, policy::Policy, protocol::Protocol};
+use crate::source::Distribution;
 
 /// What a proxy asks about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,6 +98,8 @@ pub struct Head {
     pub policy: Policy,
     /// Only endpoints on the caller's node count (`internalTrafficPolicy: Local`).
     pub node_local: bool,
+    /// Endpoints near the caller are preferred.
+    pub distribution: Distribution,
 }
 
 /// One address that serves.

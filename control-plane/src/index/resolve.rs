@@ -145,6 +145,7 @@ impl Index {
                 protocol,
                 policy: service.policy.clone(),
                 node_local: service.object.node_local,
+                distribution: service.object.distribution,
             };
             (*port, shared(head, endpoints, old.get(port)))
         };

@@ -9,8 +9,8 @@ mod object;
 mod pod;
 
 pub use object::{
-    Annotations, EndpointSlice, Meta, Name, Namespace, Node, SERVICE_NAME_LABEL, Service,
-    ServiceKind, ServicePort, SliceEndpoint, ZONE_LABEL,
+    Annotations, Distribution, EndpointSlice, Meta, Name, Namespace, Node, SERVICE_NAME_LABEL,
+    Service, ServiceKind, ServicePort, SliceEndpoint, ZONE_LABEL,
 };
 pub use pod::{Pod, PodPort};
 

@@ -11,6 +11,8 @@ use remora_core::names::annotations;
 
 /// Label that ties a slice to its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// Annotation of a Service by which endpoints are preferred by zone; older than `trafficDistribution`.
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// `timeoutSeconds` of `sessionAffinity: ClientIP`: the API's default and its bounds.
 const CLIENT_IP_TIMEOUT: i32 = 10_800;
 pub(super) const CLIENT_IP_TIMEOUTS: std::ops::RangeInclusive<i32> = 1..=86_400;
@@ -68,8 +70,23 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.
     pub node_local: bool,
+    /// `trafficDistribution`.
+    pub distribution: Distribution,
     /// `sessionAffinity: ClientIP`: for how long after the last use.
     pub client_ip: Option<Duration>,
+}
+
+/// Which endpoints a Service prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Distribution {
+    /// None.
+    #[default]
+    Any,
+    /// Those in the caller's zone: `PreferSameZone`, its older name `PreferClose`, and the annotation
+    /// `service.kubernetes.io/topology-mode: Auto`.
+    SameZone,
+    /// Those on the caller's node, else in its zone: `PreferSameNode`.
+    SameNode,
 }
 
 /// How a Service serves.
@@ -229,8 +246,21 @@ impl From<&core::Service> for Service {
             kind,
             ports: ports.collect(),
             node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            distribution: distribution(object, spec),
             client_ip: client_ip(spec),
         }
+    }
+}
+
+/// A word that the API may get later means nothing here.
+fn distribution(object: &core::Service, spec: &core::ServiceSpec) -> Distribution {
+    let annotations = object.metadata.annotations.as_ref();
+    let mode = annotations.and_then(|map| map.get(TOPOLOGY_MODE)).map(String::as_str);
+    match (spec.traffic_distribution.as_deref(), mode) {
+        (Some("PreferSameNode"), _) => Distribution::SameNode,
+        (Some("PreferClose" | "PreferSameZone"), _) => Distribution::SameZone,
+        (None, Some("Auto" | "auto")) => Distribution::SameZone,
+        _ => Distribution::Any,
     }
 }
 
@@ -367,6 +397,24 @@ mod tests {
                 json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config(seconds)});
             assert_eq!(client_ip(spec), Some(expected));
         }
+    }
+
+    #[test]
+    fn traffic_distribution_is_read_under_all_its_names() {
+        let read = |spec: Value, annotations: Value| {
+            let meta = json!({"name": "cart", "annotations": annotations});
+            let object = json!({"metadata": meta, "spec": spec});
+            let object: core::Service = serde_json::from_value(object).unwrap();
+            Service::from(&object).distribution
+        };
+        let by_field = |word| read(json!({"trafficDistribution": word}), json!({}));
+        assert_eq!(by_field("PreferClose"), Distribution::SameZone);
+        assert_eq!(by_field("PreferSameZone"), Distribution::SameZone);
+        assert_eq!(by_field("PreferSameNode"), Distribution::SameNode);
+        assert_eq!(by_field("PreferTheMoon"), Distribution::Any);
+        let auto = json!({"service.kubernetes.io/topology-mode": "Auto"});
+        assert_eq!(read(json!({}), auto), Distribution::SameZone);
+        assert_eq!(read(json!({}), json!({})), Distribution::Any);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Endpoints<E> {
     ring: Option<Ring>,
     /// In order, where the policy asks for affinity.
     by_token: Box<[(Token, u32)]>,
+    /// Positions of those that are near, in order; empty where that makes no difference.
+    near: Box<[usize]>,
     joined: Joined,
 }
 
@@ -34,9 +36,17 @@ struct Joined {
 }
 
 impl<E: AsRef<EndpointStats>> Endpoints<E> {
-    /// Endpoints, one for each address, and what the policy needs.
+    /// Endpoints, one for each address, and what the policy needs. None is nearer than another.
     #[must_use]
     pub fn new(list: Vec<Arc<E>>, policy: &Policy) -> Self {
+        Self::with_near(list, policy, |_| true)
+    }
+
+    /// The same, where some are nearer than others ([`super::pick`] says what comes of that).
+    #[must_use]
+    pub fn with_near(list: Vec<Arc<E>>, policy: &Policy, near: impl Fn(&E) -> bool) -> Self {
+        let near: Vec<usize> = (0..list.len()).filter(|index| near(&list[*index])).collect();
+        let near = if near.len() == list.len() { Vec::new() } else { near };
         let tokens = || list.iter().map(|e| stats(e).token());
         let ring = policy.balancer.algorithm == Algorithm::RingHash;
         let ring = ring.then(|| Ring::new(&tokens().collect::<Vec<_>>()));
@@ -48,7 +58,7 @@ impl<E: AsRef<EndpointStats>> Endpoints<E> {
         by_token.sort_unstable();
         let joined = || list.iter().map(|e| stats(e).joined());
         let joined = Joined { first: joined().min().flatten(), last: joined().max().flatten() };
-        Self { list: list.into(), ring, by_token: by_token.into(), joined }
+        Self { list: list.into(), ring, by_token: by_token.into(), near: near.into(), joined }
     }
 
     /// The position of the endpoint with a token, for [`super::pick::Wish::prefer`]; `None` where it
@@ -63,6 +73,12 @@ impl<E: AsRef<EndpointStats>> Endpoints<E> {
     #[must_use]
     pub fn ring(&self) -> Option<&Ring> {
         self.ring.as_ref()
+    }
+
+    /// Positions of the near ones, in order; `None` where all are, or none is.
+    #[must_use]
+    pub fn near(&self) -> Option<&[usize]> {
+        (!self.near.is_empty()).then_some(&self.near)
     }
 
     /// Whether an endpoint is still being warmed up while another one is warm: only then is
@@ -123,6 +139,20 @@ mod tests {
         let endpoints = Endpoints::new(vec![endpoint], &policy);
         assert_eq!(endpoints.ring().unwrap().owner(7), Some(0));
         assert_eq!(endpoints.find(token(1)), None, "nobody asked for affinity");
+    }
+
+    #[test]
+    fn near_ones_are_told_only_where_others_are_far() {
+        let list =
+            || (0..3).map(|n| Arc::new(EndpointStats::new(epoch()).named(token(n)))).collect();
+        let policy = Policy::default();
+        let near = |wanted: &[u16]| {
+            let is_near = |e: &EndpointStats| wanted.iter().any(|n| e.token() == token(*n));
+            Endpoints::with_near(list(), &policy, is_near).near().map(<[usize]>::to_vec)
+        };
+        assert_eq!(near(&[0, 2]), Some(vec![0, 2]));
+        assert_eq!((near(&[0, 1, 2]), near(&[])), (None, None));
+        assert!(Endpoints::<EndpointStats>::new(list(), &policy).near().is_none());
     }
 
     #[test]

@@ -18,6 +18,16 @@
 //! **A preferred endpoint** is taken before all of that while it is neither ejected nor tried;
 //! otherwise the choice is made as if there were none.
 //!
+//! **Near and far.** Where some endpoints are near ([`Endpoints::with_near`]) the choice is among
+//! those while any of them can be chosen. It then looks at a random one of all: where the near one
+//! costs more than [`FAR`] times as much, the other is taken, so that what near endpoints are too
+//! few or too slow for spills over. An endpoint is not trusted to be faster than
+//! [`BalancerPolicy::default_rtt`] here, so that one that was not heard of for long does not
+//! attract requests for that reason. Round robin and random do not spill: near ones only,
+//! while there are any. Keys and preferences do not look at nearness.
+//!
+//! [`BalancerPolicy::default_rtt`]: super::policy::BalancerPolicy::default_rtt
+//!
 //! **Slow start.** While an endpoint is warming up ([`BalancerPolicy::slow_start`]) it is drawn by its
 //! warmth only, from 0.1 to 1, and is then compared with a warm one: so its share is that part of
 //! an even one, and less where it costs more. Where no endpoint is warm, none is held back.
@@ -140,12 +150,8 @@ pub fn pick<E: AsRef<EndpointStats>>(
         if plain(index) {
             return Ok(ctx.begin(index, None));
         }
-    } else {
-        let pair = ctx.sample(endpoints.len(), rng);
-        let pair = ctx.warmed(pair, endpoints.len(), |index| index, rng);
-        if let Some(pair) = pair.filter(|pair| pair.iter().all(|index| plain(*index))) {
-            return Ok(ctx.begin(ctx.cheaper(pair, rng), None));
-        }
+    } else if let Some(index) = ctx.pick_quickly(plain, rng) {
+        return Ok(ctx.begin(index, None));
     }
     ctx.pick_among_all(wish, tried, rng)
 }
@@ -157,6 +163,8 @@ const NOISE_SHARE: f64 = 0.2;
 /// How often an endpoint is drawn until one is warm enough; then the choice is among the warm ones.
 /// Only where nearly all are cold is that noticed.
 const WARM_DRAWS: usize = 16;
+/// What a near endpoint may cost, in what a far one costs.
+const FAR: f64 = 3.0;
 
 struct Context<'a, E> {
     endpoints: &'a Endpoints<E>,
@@ -193,6 +201,39 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
             other => (other, !window.is_zero() && endpoints.warming(now, window)),
         };
         Self { endpoints, policy, algorithm, slow_start: slow.then_some(window), cursor, now }
+    }
+
+    /// The ordinary choice while nobody in sight needs a closer look.
+    fn pick_quickly(
+        &self,
+        plain: impl Fn(usize) -> bool,
+        rng: &mut fastrand::Rng,
+    ) -> Option<usize> {
+        let all = self.endpoints.len();
+        let Some(near) = self.endpoints.near() else {
+            let pair = self.sample(all, rng);
+            let pair = self.warmed(pair, all, |index| index, rng)?;
+            return pair.iter().all(|i| plain(*i)).then(|| self.cheaper(pair, rng));
+        };
+        let pair = self.sample(near.len(), rng).map(|at| near[at]);
+        let pair = self.warmed(pair, near.len(), |at| near[at], rng)?;
+        let chosen = pair.iter().all(|i| plain(*i)).then(|| self.cheaper(pair, rng))?;
+        let other = rng.usize(..all);
+        Some(if plain(other) { self.nearer(chosen, other) } else { chosen })
+    }
+
+    /// The near one, unless it costs too much more.
+    fn nearer(&self, near: usize, other: usize) -> usize {
+        let costs_more = match self.algorithm {
+            Algorithm::RoundRobin | Algorithm::Random => false,
+            Algorithm::LeastRequest => self.pending(near) > FAR * (self.pending(other) + 1.0),
+            Algorithm::PeakEwma | Algorithm::RingHash => {
+                let rtt = self.rtt(other).max(self.policy.balancer.default_rtt.as_secs_f64());
+                let near = self.rtt(near) * (self.pending(near) + 1.0);
+                near > FAR * rtt * (self.pending(other) + 1.0)
+            }
+        };
+        if costs_more { other } else { near }
     }
 
     fn preferred(&self, wish: Wish) -> Option<usize> {
@@ -401,10 +442,23 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
         seen
     }
 
-    /// One of `some`, which is not empty. Where round robin cannot go in turn, it draws: what would
+    /// One of `some`, which is not empty: of the near ones, where there are any, unless it costs too
+    /// much more than another.
+    fn choose(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
+        let near = self.endpoints.near().unwrap_or_default();
+        let near: Vec<usize> =
+            some.iter().copied().filter(|index| near.binary_search(index).is_ok()).collect();
+        if near.is_empty() {
+            return self.choose_among(some, rng);
+        }
+        let chosen = self.choose_among(&near, rng);
+        self.nearer(chosen, some[rng.usize(..some.len())])
+    }
+
+    /// Where round robin cannot go in turn, it draws: what would
     /// have gone to an ejected endpoint is spread over all others instead of doubling its
     /// neighbour's load.
-    fn choose(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
+    fn choose_among(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
         let sample = |some: &[usize], rng: &mut fastrand::Rng| match self.algorithm {
             Algorithm::RoundRobin => [some[rng.usize(..some.len())]; 2],
             _ => self.sample(some.len(), rng).map(|at| some[at]),
@@ -434,6 +488,9 @@ fn reprieve(seen: &[Candidate]) -> Option<(Instant, usize)> {
     Some(*ejected.select_nth_unstable(last).1)
 }
 
+#[cfg(test)]
+#[path = "pick_near_tests.rs"]
+mod near_tests;
 #[cfg(test)]
 #[path = "pick_tests.rs"]
 mod tests;

@@ -258,6 +258,31 @@ pub struct Policy {
     pub timeouts: TimeoutPolicy,
     /// How much at a time.
     pub bulkheads: Bulkheads,
+    /// Who is near.
+    pub topology: Topology,
+}
+
+/// Which endpoints are near ([`super::pick`] says what comes of that).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Topology {
+    /// By what.
+    pub prefer: Prefer,
+    /// Node of this proxy; empty if unknown.
+    pub node: Box<str>,
+    /// Its topology zone; empty if unknown.
+    pub zone: Box<str>,
+}
+
+/// What makes an endpoint near (Kubernetes' `trafficDistribution`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefer {
+    /// Nothing.
+    #[default]
+    Any,
+    /// To be in the same zone.
+    SameZone,
+    /// To be on the same node; where none is, to be in the same zone.
+    SameNode,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use remora_proto::v1 as pb;
 use super::wire::{WireError, duration, ratio};
 use crate::balance::policy::{
     Affinity, Algorithm, BalancerPolicy, BreakerPolicy, BudgetPolicy, Bulkheads, HashOn, Policy,
-    RetryMethods, RetryPolicy, TimeoutPolicy,
+    Prefer, RetryMethods, RetryPolicy, TimeoutPolicy, Topology,
 };
 
 /// Kubernetes' default for `sessionAffinity: ClientIP`.
@@ -21,7 +21,19 @@ pub(super) fn policy(service: &pb::Service) -> Result<Policy, WireError> {
         retry: service.retry.as_ref().map(retry).transpose()?,
         timeouts: service.timeouts.as_ref().map(timeouts).transpose()?.unwrap_or_default(),
         bulkheads: service.bulkheads.as_ref().map(bulkheads).transpose()?.unwrap_or_default(),
+        topology: service.topology.as_ref().map(topology).unwrap_or_default(),
     })
+}
+
+fn topology(wire: &pb::Topology) -> Topology {
+    use pb::topology::Prefer as Wire;
+    // A word that this version does not know means: any.
+    let prefer = match Wire::try_from(wire.prefer).unwrap_or_default() {
+        Wire::Any => Prefer::Any,
+        Wire::SameZone => Prefer::SameZone,
+        Wire::SameNode => Prefer::SameNode,
+    };
+    Topology { prefer, node: wire.node.as_str().into(), zone: wire.zone.as_str().into() }
 }
 
 fn balancer(policy: &pb::BalancerPolicy) -> Result<BalancerPolicy, WireError> {

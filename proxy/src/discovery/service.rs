@@ -21,7 +21,10 @@ use super::{
     traffic::Traffic,
     wire::{self, WireError},
 };
-use crate::balance::{Endpoints, policy::Policy};
+use crate::balance::{
+    Endpoints,
+    policy::{Policy, Prefer, Topology},
+};
 
 /// One port of a Kubernetes Service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -180,7 +183,7 @@ impl ServiceState {
         let state = Self {
             port_name: service.port_name.as_str().into(),
             protocol: Protocol::from_wire(service.protocol),
-            endpoints: Arc::new(Endpoints::new(list.endpoints, &policy)),
+            endpoints: placed(list.endpoints, &policy),
             policy,
             routes,
             version,
@@ -211,10 +214,23 @@ impl ServiceState {
                 Err(error) => bad.push(error),
             }
         }
-        let endpoints = Arc::new(Endpoints::new(list.endpoints, &self.policy));
+        let endpoints = placed(list.endpoints, &self.policy);
         let state = Self { endpoints, version: delta.version, ..self.clone() };
         (state, bad)
     }
+}
+
+/// Endpoints, with those told from the others that are near by the policy's topology.
+fn placed(list: Vec<Arc<Endpoint>>, policy: &Policy) -> Arc<Endpoints<Endpoint>> {
+    let Topology { prefer, node, zone } = &policy.topology;
+    let on_node = |e: &Endpoint| !node.is_empty() && e.node == *node;
+    let in_zone = |e: &Endpoint| !zone.is_empty() && e.zone == *zone;
+    let by_node = *prefer == Prefer::SameNode && list.iter().any(|e| on_node(e));
+    Arc::new(match prefer {
+        Prefer::Any => Endpoints::new(list, policy),
+        _ if by_node => Endpoints::with_near(list, policy, on_node),
+        Prefer::SameZone | Prefer::SameNode => Endpoints::with_near(list, policy, in_zone),
+    })
 }
 
 /// The known object where it is the same peer, else the fresh one, which joined when that is said.
@@ -368,6 +384,44 @@ mod tests {
         assert!(asked.endpoints.ring().is_some() && after.endpoints.ring().is_some());
         let plain = state(vec![endpoint(1, 1, 1)]);
         assert!(plain.endpoints.ring().is_none() && found(&plain, 1).is_none());
+    }
+
+    #[test]
+    fn near_endpoints_are_those_on_the_node_or_else_in_the_zone() {
+        use pb::topology::Prefer as Wire;
+        let placed = |n: u8, node: &str, zone: &str| pb::Endpoint {
+            node: node.to_owned(),
+            zone: zone.to_owned(),
+            ..endpoint(n, n, 1)
+        };
+        let endpoints = [placed(1, "n1", "a"), placed(2, "n2", "a"), placed(3, "n3", "b")];
+        let near = |prefer: Wire, node: &str, zone: &str| {
+            let (node, zone) = (node.to_owned(), zone.to_owned());
+            let topology = Some(pb::Topology { prefer: prefer.into(), node, zone });
+            let service =
+                pb::Service { topology, endpoints: endpoints.to_vec(), ..Default::default() };
+            let (state, _) = ServiceState::from_snapshot(None, &service, 1, now());
+            state.endpoints.near().map(<[usize]>::to_vec)
+        };
+        assert_eq!(near(Wire::SameZone, "n1", "a"), Some(vec![0, 1]));
+        assert_eq!(near(Wire::SameNode, "n1", "a"), Some(vec![0]));
+        assert_eq!(near(Wire::SameNode, "n9", "b"), Some(vec![2]), "nobody is on the node");
+        for (prefer, node, zone) in
+            [(Wire::Any, "n1", "a"), (Wire::SameZone, "n1", "c"), (Wire::SameNode, "", "")]
+        {
+            assert_eq!(near(prefer, node, zone), None, "{prefer:?} {node} {zone}");
+        }
+        // What joins later is told from the others as well.
+        let topology = Some(pb::Topology {
+            prefer: Wire::SameZone.into(),
+            zone: "b".into(),
+            ..Default::default()
+        });
+        let service = pb::Service { topology, endpoints: endpoints.to_vec(), ..Default::default() };
+        let (state, _) = ServiceState::from_snapshot(None, &service, 1, now());
+        let delta = pb::EndpointsDelta { upsert: vec![placed(4, "n4", "b")], ..Default::default() };
+        let (state, _) = state.with_delta(&delta, now());
+        assert_eq!(state.endpoints.near(), Some(&[2, 3][..]));
     }
 
     #[test]

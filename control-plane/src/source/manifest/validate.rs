@@ -127,6 +127,12 @@ fn check_service(out: &mut Findings, service: &Service) {
         }
     }
     check_session_affinity(out, spec);
+    let distribution = spec.traffic_distribution.as_deref();
+    let known = ["PreferSameZone", "PreferSameNode", "PreferClose"];
+    if let Some(other) = distribution.filter(|word| !known.contains(word)) {
+        let mend = "use PreferSameZone or PreferSameNode";
+        add(out, "spec.trafficDistribution", format!("{other:?} is no distribution"), mend);
+    }
     let headless = spec.cluster_ip.as_deref() == Some("None");
     for ip in spec.cluster_ip.iter().filter(|ip| !matches!(ip.as_str(), "" | "None")) {
         check_ip(out, "spec.clusterIP".to_owned(), ip);
