@@ -5,6 +5,7 @@
 mod balance;
 mod change;
 mod discovery;
+mod grpc;
 mod http1;
 mod http2;
 mod identity;
