@@ -1,18 +1,22 @@
 //! Proxies that end without a word, and proxies that get a signal.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    io::ErrorKind,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use remora_tests::{
-    load::{Calls, Failure},
+    load::{Calls, Failure, Load},
     mesh::{Mesh, Pod},
     origin::{Origin, Speaks, empty, get, h2},
     sidecar::Sidecar,
     wait::{eventually, within},
     wire::{App, Wire},
 };
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{Replica, Shop, program, serve};
 
@@ -120,6 +124,48 @@ fn is_told(Failure { kind, problem, .. }: &Failure) -> bool {
         Calls::Grpc => reason && problem.contains("\"grpc-status\": \"14\""),
         _ => reason && problem.contains("status: 502"),
     }
+}
+
+/// What its owner says may be repeated is, on another endpoint.
+#[tokio::test]
+async fn a_replica_whose_proxy_is_killed_costs_nothing_that_may_be_repeated() {
+    let mesh = Mesh::new();
+    mesh.service("orders", &[("retry.remora.io/http", "502-504"), ("retry.remora.io/limit", "3")]);
+    let pod = mesh.pod("orders-dies", "orders");
+    let shop = Shop::stock(mesh, 2, 1).await;
+    let app = serve(&pod).await;
+    let dies = shop.mesh.sidecar_process(program(), &pod, &[]).await;
+    let (entry, dead) = (shop.entries()[0], AtomicBool::new(false));
+    let client = async || {
+        let mut after = 0;
+        while after < 20 {
+            assert_eq!(get(entry).await.unwrap().status, 200);
+            after += usize::from(dead.load(Ordering::Relaxed));
+        }
+    };
+    let kill = async {
+        eventually("its part of the load", async || (app.requests() > 20).then_some(())).await;
+        dies.kill().await;
+        dead.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(kill, join_all((0..8).map(|_| client())));
+}
+
+#[tokio::test]
+async fn an_application_that_dies_behind_its_proxy_costs_what_was_in_flight_and_nothing_after() {
+    let mut shop = Shop::open(Mesh::new(), 3, 1).await;
+    let kinds = [Calls::Kept, Calls::Fresh, Calls::Streams, Calls::Grpc];
+    let load = Load::of(&shop.entries(), &kinds);
+    let Replica { pod, app, sidecar: _stays } = shop.replicas.remove(0);
+    eventually("its part of the load", async || (app.requests() > 20).then_some(())).await;
+    drop(app);
+    eventually("its end", async || TcpStream::connect(pod.app()).await.err()).await;
+    let dead = Instant::now();
+    load.passes(300).await;
+    let report = load.report().await;
+    let after = report.failed.iter().filter(|failure| failure.began > dead);
+    assert_eq!(after.count(), 0, "{report}");
+    assert!(report.failed.iter().all(is_told), "{report}");
 }
 
 #[tokio::test]

@@ -53,8 +53,13 @@ struct Shop {
 }
 
 impl Shop {
-    async fn open(mut mesh: Mesh, replicas: usize, callers: usize) -> Self {
+    async fn open(mesh: Mesh, replicas: usize, callers: usize) -> Self {
         mesh.service("orders", &[]);
+        Self::stock(mesh, replicas, callers).await
+    }
+
+    /// The same where the Service is written already.
+    async fn stock(mut mesh: Mesh, replicas: usize, callers: usize) -> Self {
         let pods: Vec<_> =
             (0..replicas).map(|n| mesh.pod(&format!("orders-{n}"), "orders")).collect();
         let webs: Vec<_> = (0..callers).map(|n| mesh.pod(&format!("web-{n}"), "web")).collect();
