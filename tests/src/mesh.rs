@@ -2,12 +2,16 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use remora_core::{names::annotations::INJECTED, settings::HeaderSize};
+use remora_control_plane::identity::{bundle, ca::NewRoot};
+use remora_core::{
+    names::{TRUST_DOMAIN, annotations::INJECTED},
+    settings::HeaderSize,
+};
 use remora_proxy::config::{InboundForward, OutboundService};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,6 +43,8 @@ pub struct Mesh {
     plane_ip: Ipv4Addr,
     /// Lifetime of the workloads' certificates.
     pub leaf_lifetime: Duration,
+    /// How long a new root is published before certificates of it are given out.
+    pub rotation_overlap: Duration,
     /// How long sidecars wait for open requests when they end.
     pub grace: Duration,
     /// Worker threads of each sidecar.
@@ -115,6 +121,7 @@ impl Mesh {
             block,
             plane_ip,
             leaf_lifetime: Duration::from_secs(3600),
+            rotation_overlap: Duration::from_secs(60),
             grace: Duration::from_millis(200),
             workers: 1,
             max_connections: None,
@@ -242,6 +249,36 @@ impl Mesh {
         .await;
     }
 
+    /// Waits until the issuer's rotation is so far.
+    pub async fn plane_phase(&self, phase: &str) {
+        let metric = "remora_control_plane_issuer_rotation";
+        eventually(&format!("rotation: {phase}"), async || {
+            let (_, text) = try_get(self.plane_admin(), "/metrics").await?;
+            (sum(&text, metric, &[("phase", phase)]) == 1).then_some(())
+        })
+        .await;
+    }
+
+    /// Puts a new root, and nothing of the old one, where the control plane has its CA.
+    ///
+    /// # Panics
+    /// Where it cannot be made or written.
+    pub fn replace_root(&self) {
+        #[expect(clippy::disallowed_methods, reason = "validity is wall time")]
+        let now = SystemTime::now();
+        let root = NewRoot::generate(TRUST_DOMAIN, now).expect("a root");
+        let dir = self.dir.path().join("ca");
+        let certificate = bundle::pem(&root.certificate);
+        // Written in place, so that the key stays as closed as it was.
+        for (file, text) in [
+            ("tls.key", root.key.serialize_pem()),
+            ("tls.crt", certificate.clone()),
+            ("ca.crt", certificate),
+        ] {
+            std::fs::write(dir.join(file), text).expect("a file of the CA");
+        }
+    }
+
     /// Starts the control plane (again) and waits until it has read the manifests.
     ///
     /// # Panics
@@ -255,6 +292,7 @@ impl Mesh {
             listen: self.plane_addr(),
             admin_listen: admin,
             leaf_lifetime: self.leaf_lifetime,
+            rotation_overlap: self.rotation_overlap,
             ..remora_control_plane::Args::local(objects, self.dir.path().join("tokens"))
         };
         let stop = CancellationToken::new();
@@ -303,6 +341,14 @@ impl Mesh {
     /// Starts a pod's sidecar, with a listener for each of the Services that its application calls.
     pub async fn sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
         let sidecar = self.unready_sidecar(pod, calls);
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// The same in a process of its own; `program` is a `remora`.
+    pub async fn sidecar_process(&self, program: &Path, pod: &Pod, calls: &[&str]) -> Sidecar {
+        let args = self.sidecar_args(pod, &pod.name, calls);
+        let sidecar = Sidecar::spawn(program, pod.clone(), &args);
         sidecar.ready().await;
         sidecar
     }
