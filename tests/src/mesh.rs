@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address::Block,
+    process::Process,
     sidecar::{Sidecar, sum, try_get},
     wait::{eventually, within},
     wire::App,
@@ -307,9 +308,34 @@ impl Mesh {
         sidecar
     }
 
+    /// The same as a process of its own, of a program that takes `proxy` as its subcommand, with room for
+    /// so many file descriptors; not waited for.
+    #[must_use]
+    pub fn process(
+        &self,
+        program: &str,
+        pod: &Pod,
+        calls: &[&str],
+        descriptors: Option<u32>,
+    ) -> Process {
+        Process::launch(program, &self.sidecar_args(pod, &pod.name, calls), descriptors)
+    }
+
     /// The same without waiting until it is ready.
     pub fn unready_sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
         Sidecar::launch(pod.clone(), self.sidecar_args(pod, &pod.name, calls))
+    }
+
+    /// The same with its inbound listener at another port, so that where callers dial
+    /// ([`Pod::address`]) something of the test's can stand between the proxies.
+    pub async fn sidecar_behind(&self, pod: &Pod, port: u16) -> Sidecar {
+        let mut args = self.sidecar_args(pod, &pod.name, &[]);
+        for forward in &mut args.inbound_forward {
+            forward.listen.set_port(port);
+        }
+        let sidecar = Sidecar::launch(pod.clone(), args);
+        sidecar.ready().await;
+        sidecar
     }
 
     /// The same with another ServiceAccount than the pod's own.
