@@ -139,7 +139,8 @@ impl Mesh {
         self.write_service(name, &[], Some(protocol));
     }
 
-    fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
+    /// The same with annotations.
+    pub fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
         let mut all = serde_json::Map::new();
         all.insert("timeout.remora.io/connect".into(), "10s".into());
         all.extend(annotations.iter().map(|(k, v)| ((*k).to_owned(), json!(v))));

@@ -134,6 +134,19 @@ async fn length(entry: SocketAddr, app: &App, method: &Method) -> usize {
     length
 }
 
+/// The usual picture. That it is HTTP is said: a proxy that had to look would dial on for a client that
+/// takes its time, and the application would count that.
+async fn pair(annotations: &[(&str, &str)]) -> (Pair, App) {
+    let mut mesh = Mesh::new();
+    mesh.write_service("orders", annotations, Some("http"));
+    let (web, orders) = (mesh.pod("web", "web"), mesh.pod("orders-1", "orders"));
+    mesh.start_plane().await;
+    let (client, server) =
+        tokio::join!(mesh.sidecar(&web, &["orders"]), mesh.sidecar(&orders, &[]));
+    let app = App::listen(orders.app()).await;
+    (Pair { mesh, client, server }, app)
+}
+
 fn deaths(length: usize) -> impl Iterator<Item = Death> {
     (0..=length).map(Death::Reading).chain((0..ANSWER.len()).map(Death::Answering))
 }
@@ -151,14 +164,14 @@ async fn nothing_runs_twice(entry: SocketAddr, app: &App) {
 
 #[tokio::test]
 async fn nothing_is_sent_again_wherever_the_application_dies() {
-    let (pair, app) = Pair::with_app(&[]).await;
+    let (pair, app) = pair(&[]).await;
     nothing_runs_twice(pair.entry(), &app).await;
 }
 
 #[tokio::test]
 async fn nor_where_it_has_no_sidecar() {
     let mut mesh = Mesh::new();
-    mesh.service("orders", &[]);
+    mesh.service_speaking("orders", "http");
     let (web, orders) = (mesh.pod("web", "web"), mesh.plain_pod("orders-1", "orders"));
     mesh.start_plane().await;
     let client = mesh.sidecar(&web, &["orders"]).await;
@@ -168,7 +181,7 @@ async fn nor_where_it_has_no_sidecar() {
 /// Up to the head of the answer a retry hides the loss; from then on the answer may be the client's.
 #[tokio::test]
 async fn with_permission_a_get_is_sent_once_more_at_most_and_a_post_never() {
-    let (pair, app) = Pair::with_app(&PERMISSION).await;
+    let (pair, app) = pair(&PERMISSION).await;
     let head = ANSWER.len() - "hello".len();
     for death in deaths(length(pair.entry(), &app, &Method::GET).await) {
         let given = matches!(death, Death::Answering(n) if n >= head);
@@ -185,7 +198,7 @@ async fn with_permission_a_get_is_sent_once_more_at_most_and_a_post_never() {
 /// The client is slow: the application has read some of its body when it dies.
 #[tokio::test]
 async fn an_upload_whose_application_dies_on_the_way_is_begun_once() {
-    let (pair, app) = Pair::with_app(&[]).await;
+    let (pair, app) = pair(&[]).await;
     for n in 0..=ORDER.len() {
         let mut client = Wire::dial(pair.entry()).await;
         let length = ORDER.len();
@@ -249,7 +262,7 @@ async fn serve_h2(app: &App, served: &AtomicUsize) -> Infallible {
 async fn over_http_2_nothing_is_sent_again_either() {
     for sidecar in [true, false] {
         let mut mesh = Mesh::new();
-        mesh.service("orders", &[]);
+        mesh.service_speaking("orders", "kubernetes.io/h2c");
         let (web, orders) = (mesh.pod("web", "web"), mesh.pod_with("one", "orders", sidecar, &[]));
         mesh.start_plane().await;
         let _server = if sidecar { Some(mesh.sidecar(&orders, &[]).await) } else { None };
@@ -337,7 +350,7 @@ impl Relayed {
     async fn start() -> Self {
         const PORT: u16 = 7070;
         let mut mesh = Mesh::new();
-        mesh.service("orders", &[]);
+        mesh.service_speaking("orders", "http");
         let (web, orders) = (mesh.pod("web", "web"), mesh.pod("orders-1", "orders"));
         mesh.start_plane().await;
         let server = mesh.sidecar_behind(&orders, PORT).await;
@@ -414,7 +427,8 @@ async fn what_provably_did_not_run_is_sent_elsewhere_whatever_the_method() {
             ("balancer.remora.io/algorithm", "round-robin"),
             ("balancer.remora.io/failure-accrual", "none"),
         ];
-        mesh.service("orders", &policy);
+        let protocol = if speaks == Speaks::H1 { "http" } else { "kubernetes.io/h2c" };
+        mesh.write_service("orders", &policy, Some(protocol));
         let web = mesh.pod("web", "web");
         let pods = ["down", "works"].map(|name| mesh.pod_with(name, "orders", sidecars, &[]));
         mesh.start_plane().await;
@@ -439,7 +453,7 @@ async fn what_provably_did_not_run_is_sent_elsewhere_whatever_the_method() {
 async fn a_stream_that_is_refused_runs_at_the_next_try() {
     for sidecar in [true, false] {
         let mut mesh = Mesh::new();
-        mesh.service("orders", &[]);
+        mesh.service_speaking("orders", "kubernetes.io/h2c");
         let (web, orders) = (mesh.pod("web", "web"), mesh.pod_with("one", "orders", sidecar, &[]));
         mesh.start_plane().await;
         let _server = if sidecar { Some(mesh.sidecar(&orders, &[]).await) } else { None };
