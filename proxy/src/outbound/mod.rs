@@ -4,7 +4,8 @@
 //! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
 
 mod attempt;
-mod deadline;
+mod call;
+pub mod deadline;
 mod dial;
 mod done;
 mod h1;

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     head::RawHead,
-    request::{Refusal, RequestHead},
+    request::{BARE_LINE_FEED, Refusal, RequestHead},
     scan::Scan,
     timer::Timer,
     wire::{NoHead, Wire},
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     error::Error,
     http::{MAX_KEPT, answer},
-    net::connect::Reset,
+    net::connect::{Reset, Unfinished},
 };
 
 /// Time from a head's first byte to its end.
@@ -88,12 +88,17 @@ pub async fn serve<IO, H>(
         let after = match head.await {
             None => After::Close,
             Some(Ok(raw)) => match RequestHead::parse(raw) {
-                Ok(request) => handler.handle(&mut client, request).await,
+                Ok(request) => {
+                    // At the drain's deadline all of this is dropped.
+                    let mut client = Unfinished::new(&mut client);
+                    let after = handler.handle(&mut client, request).await;
+                    client.finish();
+                    after
+                }
                 Err(refusal) => refuse(&mut client, handler, refusal),
             },
             Some(Err(NoHead::BareLineFeed)) => {
-                let refusal = Refusal::Malformed("a line does not end in CR LF");
-                refuse(&mut client, handler, refusal)
+                refuse(&mut client, handler, Refusal::Malformed(BARE_LINE_FEED))
             }
             Some(Err(NoHead::TooLong { first_line: true })) => {
                 refuse(&mut client, handler, Refusal::TargetTooLong(most))
