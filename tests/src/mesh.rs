@@ -46,6 +46,8 @@ pub struct Mesh {
     pub workers: u16,
     /// Connections that each sidecar carries at most, where that is not left to the machine.
     pub max_connections: Option<u16>,
+    /// Largest head of a request that sidecars take.
+    pub max_header_size: HeaderSize,
     plane: Option<Plane>,
 }
 
@@ -119,6 +121,7 @@ impl Mesh {
             grace: Duration::from_millis(200),
             workers: 1,
             max_connections: None,
+            max_header_size: HeaderSize::default(),
             plane: None,
         };
         let namespace =
@@ -371,7 +374,7 @@ impl Mesh {
             zone: String::new(),
             workers: Some(self.workers),
             max_connections: self.max_connections,
-            max_header_size: HeaderSize::default(),
+            max_header_size: self.max_header_size,
             mark: None,
             shutdown_grace_period: self.grace,
             shutdown_linger: std::time::Duration::ZERO,

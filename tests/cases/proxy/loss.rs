@@ -51,7 +51,7 @@ async fn ask_for(entry: SocketAddr, speaks: Speaks, method: &Method, path: &str)
             request.headers_mut().insert("host", "orders".parse().unwrap());
             h1(entry).await.send_request(request).await
         }
-        Speaks::H2 => h2(entry).await.send_request(request).await,
+        Speaks::H2 | Speaks::Any => h2(entry).await.send_request(request).await,
     };
     let answer = Answer::read(response.ok()?).await.ok()?;
     if answer.status == 200 {

@@ -141,7 +141,7 @@ async fn bodies_leave_memory_as_it_is(speaks: Speaks) {
     .await;
     let sender = match speaks {
         Speaks::H1 => (Some(h1(pair.client.entry()).await), None),
-        Speaks::H2 => (None, Some(h2(pair.client.entry()).await)),
+        Speaks::H2 | Speaks::Any => (None, Some(h2(pair.client.entry()).await)),
     };
     let (mut one, mut two) = sender;
     let mut send = async |path: u64, body: Body| {

@@ -14,6 +14,7 @@ mod loss;
 mod machine;
 mod overload;
 mod protocol;
+mod replay;
 mod retry;
 mod sharing;
 mod tcp;
