@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address::Block,
+    process::Process,
     sidecar::{Sidecar, sum, try_get},
     wait::{eventually, within},
     wire::App,
@@ -51,6 +52,8 @@ pub struct Mesh {
     pub workers: u16,
     /// Connections that each sidecar carries at most, where that is not left to the machine.
     pub max_connections: Option<u16>,
+    /// Largest head of a request that sidecars take.
+    pub max_header_size: HeaderSize,
     plane: Option<Plane>,
 }
 
@@ -125,6 +128,7 @@ impl Mesh {
             grace: Duration::from_millis(200),
             workers: 1,
             max_connections: None,
+            max_header_size: HeaderSize::default(),
             plane: None,
         };
         let namespace =
@@ -145,7 +149,8 @@ impl Mesh {
         self.write_service(name, &[], Some(protocol));
     }
 
-    fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
+    /// The same with annotations.
+    pub fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
         let mut all = serde_json::Map::new();
         all.insert("timeout.remora.io/connect".into(), "10s".into());
         all.extend(annotations.iter().map(|(k, v)| ((*k).to_owned(), json!(v))));
@@ -353,9 +358,34 @@ impl Mesh {
         sidecar
     }
 
+    /// The same as a process of its own, of a program that takes `proxy` as its subcommand, with room for
+    /// so many file descriptors; not waited for.
+    #[must_use]
+    pub fn process(
+        &self,
+        program: &str,
+        pod: &Pod,
+        calls: &[&str],
+        descriptors: Option<u32>,
+    ) -> Process {
+        Process::launch(program, &self.sidecar_args(pod, &pod.name, calls), descriptors)
+    }
+
     /// The same without waiting until it is ready.
     pub fn unready_sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
         Sidecar::launch(pod.clone(), self.sidecar_args(pod, &pod.name, calls))
+    }
+
+    /// The same with its inbound listener at another port, so that where callers dial
+    /// ([`Pod::address`]) something of the test's can stand between the proxies.
+    pub async fn sidecar_behind(&self, pod: &Pod, port: u16) -> Sidecar {
+        let mut args = self.sidecar_args(pod, &pod.name, &[]);
+        for forward in &mut args.inbound_forward {
+            forward.listen.set_port(port);
+        }
+        let sidecar = Sidecar::launch(pod.clone(), args);
+        sidecar.ready().await;
+        sidecar
     }
 
     /// The same with another ServiceAccount than the pod's own.
@@ -390,7 +420,7 @@ impl Mesh {
             zone: String::new(),
             workers: Some(self.workers),
             max_connections: self.max_connections,
-            max_header_size: HeaderSize::default(),
+            max_header_size: self.max_header_size,
             mark: None,
             shutdown_grace_period: self.grace,
             shutdown_linger: std::time::Duration::ZERO,
