@@ -14,6 +14,7 @@
 
 pub mod address;
 pub mod apiserver;
+pub mod fuzz;
 pub mod mesh;
 pub mod origin;
 pub mod sidecar;
