@@ -64,22 +64,17 @@ fn peak_ewma_spares_callers_a_slow_replica_that_other_algorithms_send_them_to() 
 
 #[test]
 fn retries_stay_within_the_budget_while_every_endpoint_fails() {
-    // The budget is a fifth of the requests of ten seconds, and 10 retries a second. At 250 requests
-    // a second for each proxy the second part is 0.04 for each request. How long it lasts does not
-    // change that, only the rate does; so the policy without the second part is held to 1.2 itself.
+    // The budget is a fifth of the requests of the last ten seconds, however long that lasts. Arrivals
+    // are by chance: those of the ten seconds before may be a few per cent more than those that follow.
     holds(
         "
         duration: 30s
         servers: {a: {count: 3, latency: 2ms, fail: {5xx: 100%}}}
         clients: {web: {count: 2, rate: 250}}
-        policies:
-          default: {retry.remora.io/http: 5xx, retry.remora.io/limit: 3}
-          no-minimum:
-            {retry.remora.io/http: 5xx, retry.remora.io/limit: 3, budget-min-per-second: 0}
+        policies: {default: {retry.remora.io/http: 5xx, retry.remora.io/limit: 3}}
         expect:
-          - amplification <= 1.245
+          - amplification <= 1.205
           - amplification >= 1.15
-          - amplification.no-minimum <= 1.2
         ",
     );
 }

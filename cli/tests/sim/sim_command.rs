@@ -131,11 +131,13 @@ fn the_commands_of_the_documentation_work() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap();
     let directory = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(root.join("docs"), directory.path().join("docs")).unwrap();
-    let text = fs::read_to_string(root.join("docs/simulator.md")).unwrap();
+    let text: String = ["docs/simulator.md", "docs/retries-and-breaking.md"]
+        .map(|page| fs::read_to_string(root.join(page)).unwrap())
+        .concat();
     let commands =
         text.lines().filter_map(|line| line.trim_start_matches("$ ").strip_prefix("remora "));
     let commands: Vec<&str> = commands.collect();
-    assert!(commands.len() > 3, "{commands:?}");
+    assert!(commands.len() > 7, "{commands:?}");
     for command in commands {
         let command = command.split(" # ").next().unwrap();
         let args: Vec<&str> = command.split_whitespace().collect();

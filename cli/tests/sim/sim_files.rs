@@ -18,13 +18,14 @@ fn failed(report: &Report) -> Vec<&str> {
     failed.map(|expected| expected.text.as_str()).collect()
 }
 
-const SHIPPED: [&str; 8] = [
+const SHIPPED: [&str; 9] = [
     "all-failing",
     "churn",
     "flapping",
     "herd",
     "new-replica",
     "rate-limited",
+    "retries",
     "slow-replica",
     "surge-overload",
 ];
@@ -62,6 +63,7 @@ fn a_worse_policy_is_noticed() {
         ("herd", &[("algorithm", "random")], "share.a-1@20s..25s <="),
         ("herd", &[("decay", "100s")], "share.a-1@50s..60s >="),
         ("rate-limited", &[("failure-penalty", "0s")], "success >="),
+        ("retries", &[("budget-ratio", "0.5")], "amplification@30s"),
         ("surge-overload", &[("budget-ratio", "1")], "amplification"),
     ] {
         let mut scenario = scenario(name);

@@ -17,7 +17,7 @@ use http::{HeaderName, Method, StatusCode, header};
 use super::{
     nanos_since,
     policy::{BudgetPolicy, RetryMethods, RetryPolicy},
-    window::{Counts, Window},
+    window::{BUCKETS, Counts, Window},
 };
 use crate::fields::Fields;
 
@@ -25,6 +25,8 @@ use crate::fields::Fields;
 const MAX_RESENDS: u32 = 3;
 /// Longest pause that a server can ask for; where it wants more, its answer is given instead.
 const MAX_PUSHBACK: Duration = Duration::from_secs(5);
+/// By how much the retries of a tenth of the budget's window may exceed the share of that tenth.
+const BURST: f64 = 2.0;
 /// A request that carries it may be sent twice (draft-ietf-httpapi-idempotency-key-header).
 pub static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
@@ -268,9 +270,14 @@ impl RetryMethods {
     }
 }
 
-/// Bound on the retries of one Service in this proxy (Finagle `RetryBudget`), shared by all
-/// workers: in any window, retries are at most `ratio` times the requests plus `min_per_second`
-/// times its length. Lock-free.
+/// Bound on the retries of one Service in this proxy, shared by all workers (Gateway API GEP-3388,
+/// after Finagle's `RetryBudget`). Lock-free.
+///
+/// In any window, retries are at most `ratio` times the requests, or `min_per_second` times its
+/// length where that is more. And they are spread: a tenth of the window gets at most twice what its
+/// own requests, or those of an average tenth, would allow. What was saved up before everything
+/// failed is not spent in the first moment, when it would multiply the load of servers that may be
+/// failing for having too much.
 #[derive(Debug)]
 pub struct Budget {
     epoch: Instant,
@@ -307,8 +314,13 @@ impl Budget {
         // First take, then look: whoever sees a sum within bounds has seen all that were granted.
         self.window.add(now, self.policy.window, one);
         let counts = self.window.sum(now, self.policy.window);
+        let newest = self.window.newest(now, self.policy.window);
         let reserve = self.policy.min_per_second * self.policy.window.as_secs_f64();
-        let granted = counts.marked as f64 <= counts.total as f64 * self.policy.ratio + reserve;
+        let (ratio, parts) = (self.policy.ratio, BUCKETS as f64);
+        let in_all = (counts.total as f64 * ratio).max(reserve);
+        let rate = (counts.total as f64 / parts).max(newest.total as f64);
+        let at_once = (rate * ratio * BURST).max(reserve / parts).max(1.0);
+        let granted = counts.marked as f64 <= in_all && newest.marked as f64 <= at_once;
         if !granted {
             self.window.take_back(now, self.policy.window, one);
         }

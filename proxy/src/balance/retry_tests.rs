@@ -1,4 +1,5 @@
 use std::{
+    ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -307,19 +308,60 @@ fn reasons_to_stop_have_words() {
     }
 }
 
+/// All that a budget grants at one moment.
+fn all(budget: &Budget, now: Instant) -> usize {
+    std::iter::repeat_with(|| budget.withdraw(now)).take_while(|got| *got).count()
+}
+
+/// What it grants in each of these seconds after `deposits` requests in each.
+fn by_second(budget: &Budget, seconds: Range<u32>, deposits: usize) -> Vec<usize> {
+    let grants = seconds.map(|n| {
+        let now = epoch() + n * SECOND;
+        (0..deposits).for_each(|_| budget.deposit(now));
+        all(budget, now)
+    });
+    grants.collect()
+}
+
 #[test]
-fn a_budget_holds_its_share_of_the_requests_and_its_minimum() {
-    let now = epoch();
-    let budget = Budget::new(BudgetPolicy { min_per_second: 1.0, ..Default::default() }, now);
-    for _ in 0..100 {
-        budget.deposit(now);
+fn a_budget_holds_its_share_of_the_requests_and_then_its_minimum() {
+    let policy = BudgetPolicy { min_per_second: 1.0, ..Default::default() };
+    let budget = Budget::new(policy, epoch());
+    assert_eq!(by_second(&budget, 0..1, 100), [20]);
+    // Asking in vain costs nothing; a window later the share is gone and the minimum is what is left.
+    assert_eq!(by_second(&budget, 1..10, 0), [0; 9]);
+    assert_eq!(by_second(&budget, 10..20, 0), [1; 10]);
+}
+
+#[test]
+fn the_larger_of_share_and_minimum_holds_and_not_their_sum() {
+    for (min_per_second, in_a_window) in [(2.0, 100), (10.0, 100), (20.0, 200)] {
+        let policy = BudgetPolicy { min_per_second, ..Default::default() };
+        let budget = Budget::new(policy, epoch());
+        by_second(&budget, 0..10, 50);
+        let granted: usize = by_second(&budget, 10..20, 50).iter().sum();
+        assert_eq!(granted, in_a_window, "{min_per_second}");
     }
-    let granted =
-        |now| std::iter::repeat_with(|| budget.withdraw(now)).take_while(|got| *got).count();
-    assert_eq!(granted(now), 100 / 5 + 10);
-    // Asking in vain costs nothing; a window later the minimum is back, the share is gone.
-    assert_eq!(granted(now + Duration::from_secs(9)), 0);
-    assert_eq!(granted(now + Duration::from_secs(10)), 10);
+}
+
+#[test]
+fn what_was_saved_up_is_not_spent_at_once() {
+    let policy = BudgetPolicy { min_per_second: 0.0, ..Default::default() };
+    let budget = Budget::new(policy, epoch());
+    for n in 0..10 {
+        (0..100).for_each(|_| budget.deposit(epoch() + n * SECOND));
+    }
+    // Two hundred in all, and twice the share of a second in each.
+    assert_eq!(by_second(&budget, 9..10, 0), [40]);
+    assert_eq!(by_second(&budget, 10..19, 100), [40, 40, 40, 40, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn nothing_is_granted_where_nothing_came_and_one_where_that_is_the_share() {
+    let policy = BudgetPolicy { min_per_second: 0.0, ..Default::default() };
+    let budget = Budget::new(policy, epoch());
+    assert_eq!(by_second(&budget, 0..1, 0), [0]);
+    assert_eq!(by_second(&budget, 0..1, 5), [1]);
 }
 
 #[test]
@@ -338,7 +380,7 @@ fn threads_that_race_do_not_overdraw() {
     });
     // Two that race for the last one may both go without; it is still there afterwards.
     let left = std::iter::repeat_with(|| budget.withdraw(now)).take_while(|got| *got).count();
-    assert_eq!(granted.load(Ordering::SeqCst) + left, 100);
+    assert_eq!(granted.load(Ordering::SeqCst) + left, 10);
 }
 
 proptest! {

@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-const BUCKETS: u64 = 10;
+/// Parts of a window.
+pub(super) const BUCKETS: u64 = 10;
 
 /// Two counts, of all events and of marked ones, over the last ten tenths of a window.
 ///
@@ -65,6 +66,15 @@ impl Window {
             }
         }
         sum
+    }
+
+    /// The counts of the part of the window that `now` is in.
+    pub(super) fn newest(&self, now: u64, length: Duration) -> Counts {
+        let tick = self.tick(now, length);
+        // Below BUCKETS, so the cast is exact.
+        let word = self.buckets[(tick % BUCKETS) as usize].load(Ordering::SeqCst);
+        let current = word >> (2 * COUNT_BITS) == tick & TICK_MASK;
+        if current { unpack(word) } else { Counts::default() }
     }
 
     /// Forgets everything.
@@ -143,6 +153,15 @@ mod tests {
         assert_eq!(window.sum(15 * SECOND, LENGTH), Counts::default());
         window.add(25 * SECOND, LENGTH, BOTH);
         assert_eq!(window.sum(25 * SECOND, LENGTH), BOTH);
+    }
+
+    #[test]
+    fn the_newest_part_is_that_of_now_alone() {
+        let window = Window::default();
+        window.add(0, LENGTH, BOTH);
+        assert_eq!(window.newest(SECOND - 1, LENGTH), BOTH);
+        assert_eq!(window.newest(SECOND, LENGTH), Counts::default());
+        assert_eq!(window.newest(10 * SECOND, LENGTH), Counts::default());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     START,
     api::Api,
     recorded, reviewer,
-    reviews::{judge, twenty_containers},
+    reviews::{BATCH, judge, on_cpu, twenty_containers},
     schema, time,
 };
 use crate::webhook::{certs::material::Material, server};
@@ -186,19 +186,17 @@ async fn a_drain_answers_for_a_while_and_then_ends() {
 }
 
 #[tokio::test]
-async fn twenty_containers_are_answered_through_tls_within_ten_milliseconds() {
+async fn twenty_containers_through_tls_cost_less_than_ten_milliseconds() {
     let server = serve(Duration::ZERO).await;
     let mut sender = server.connect().await;
     let review = Bytes::from(twenty_containers().to_string());
     let mut batches = Vec::new();
     for _ in 0..5 {
-        let mut took = Vec::new();
-        for _ in 0..100 {
-            let started = tokio::time::Instant::now();
+        let started = on_cpu();
+        for _ in 0..BATCH {
             assert_eq!(send(&mut sender, post(review.clone())).await.0, StatusCode::OK);
-            took.push(started.elapsed());
         }
-        batches.push(took);
+        batches.push(on_cpu() - started);
     }
-    judge("twenty containers over TLS", batches);
+    judge("twenty containers over TLS", &batches);
 }

@@ -439,16 +439,17 @@ impl Answer {
     }
 }
 
-/// Carries bytes both ways after both sides have left HTTP, beginning with the head that says so.
+/// Carries bytes both ways after both sides have left HTTP, beginning with the head that says so, until
+/// nothing has moved for `idle`.
 ///
 /// # Errors
-/// The first error of either side; both connections then end in a reset.
+/// The first error of either side, or the pause; both connections then end in a reset.
 pub async fn tunnel<C, U>(
     (client, upstream): (&mut Wire<C>, &mut Wire<U>),
-    request: &RequestHead,
-    mut head: ResponseHead,
+    (request, mut head): (&RequestHead, ResponseHead),
     carried: &mut copy::Carried,
-) -> io::Result<()>
+    idle: Option<Duration>,
+) -> Result<(), copy::Broken>
 where
     C: AsyncRead + AsyncWrite + Reset + Unpin,
     U: AsyncRead + AsyncWrite + Reset + Unpin,
@@ -463,13 +464,24 @@ where
     client.output().extend_from_slice(&answered);
     drop((asked, answered));
     let (mut there, mut back) = (false, false);
-    poll_fn(|cx| {
+    let beginning = poll_fn(|cx| {
         there = there || upstream.poll_flush(cx)?.is_ready();
         back = back || client.poll_flush(cx)?.is_ready();
         if there && back { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
-    })
-    .await?;
-    copy::bidirectional(client.io_mut(), upstream.io_mut(), carried).await
+    });
+    match idle {
+        None => beginning.await?,
+        Some(after) => match timeout(after, beginning).await {
+            Ok(written) => written?,
+            Err(_) => {
+                client.reset();
+                upstream.reset();
+                let owing = if there { copy::Side::A } else { copy::Side::B };
+                return Err(copy::Broken::Idle { after, owing });
+            }
+        },
+    }
+    copy::bidirectional(client.io_mut(), upstream.io_mut(), carried, idle).await
 }
 
 #[cfg(test)]

@@ -227,7 +227,8 @@ async fn a_websocket_lives_for_hours() {
     let begun = Instant::now();
     let carrying = tokio::spawn(async move {
         let mut carried = copy::Carried::default();
-        tunnel((&mut down, &mut up), &head, answered, &mut carried).await.map(|()| carried)
+        let ended = tunnel((&mut down, &mut up), (&head, answered), &mut carried, None).await;
+        ended.map(|()| carried)
     });
     let wanted = "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nfirst";
     assert_eq!(read(&mut client, wanted.len()).await, wanted);
