@@ -57,7 +57,7 @@ pub struct Scene<'a> {
     peeked: bool,
     /// `v`: a 503 is tried again.
     again: bool,
-    /// `i`: bodies may pause for 5 s.
+    /// `i`: bodies and tunnels may pause for 5 s.
     idle: bool,
     /// `t`: the response must come within 10 s of the request, and the whole within 90.
     hurried: bool,
@@ -315,7 +315,8 @@ impl Relay<'_> {
         let sides = (&mut *client, &mut wire);
         let given = |tunnel, complete| Some(Given { from, tunnel, complete });
         if head.leaves_http {
-            let carrying = exchange::tunnel(sides, request, head, &mut Carried::default()).await;
+            let (idle, mut carried) = (self.scene.patience().idle, Carried::default());
+            let carrying = exchange::tunnel(sides, (request, head), &mut carried, idle).await;
             return (given(true, carrying.is_ok()), After::Break);
         }
         let (last, kept_for) = (self.drain.is_draining(), head.kept_for);

@@ -156,7 +156,7 @@ impl Reader {
             Poll::Ready(frame) => frame,
         };
         match frame {
-            Some(Err(BodyError::Superseded)) => assert!(!newest, "the newest is superseded"),
+            Some(Err(BodyError::Superseded(_))) => assert!(!newest, "the newest is superseded"),
             Some(Err(error)) => panic!("{error}"),
             _ if !newest => panic!("an older attempt hears something"),
             Some(Ok(frame)) => {
