@@ -30,7 +30,7 @@ use crate::{
         },
     },
     metrics::Direction,
-    net::copy::Carried,
+    net::{connect::Reset, copy::Carried},
     tls::Alpn,
 };
 
