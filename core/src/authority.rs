@@ -41,7 +41,8 @@ impl FromStr for Authority {
             return Ok(Self::Address(SocketAddr::new(IpAddr::V4(ip), port)));
         }
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-        if name.is_empty() || name.len() > MAX_HOST || !name.bytes().all(allowed) {
+        let labels = name.split('.').all(|label| !label.is_empty());
+        if !labels || name.len() > MAX_HOST || !name.bytes().all(allowed) {
             return Err(InvalidAuthority("not a host"));
         }
         Ok(Self::Name(name.to_ascii_lowercase().into(), port))
@@ -77,6 +78,8 @@ mod tests {
             "",
             ":80",
             ".",
+            "a..",
+            "a..b",
             "a:0",
             "a:+80",
             "a:65536",
