@@ -85,9 +85,12 @@ pub fn response(bytes: &[u8]) {
         Ok(None) => return assert!(!matches!(theirs, Ok(Some(_))), "a head without an end"),
         Err(bad) => {
             let Ok(Some((meant, _))) = theirs else { return };
-            // A switch can be understood, and must not be.
+            // A switch can be understood, and must not be; a coding must not go on to HTTP/1.0.
             let unasked = meant.status == 101;
-            return assert!(unasked || meant.fields.len() >= MAX_HEADERS, "{bad}: {meant:?}");
+            let coded = strict::elements(&meant.fields, "transfer-encoding").next().is_some();
+            let unknown = coded && !asked.is_1_1();
+            let many = meant.fields.len() >= MAX_HEADERS;
+            return assert!(unasked || unknown || many, "{bad}: {meant:?}");
         }
     };
     if let Ok(Some((meant, end))) = &theirs {

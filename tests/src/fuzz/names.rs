@@ -23,7 +23,10 @@ pub fn authority(bytes: &[u8]) {
             let host = theirs.host();
             let name = host.strip_suffix('.').unwrap_or(host);
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-            let a_name = (1..=255).contains(&name.len()) && name.bytes().all(plain);
+            let labels = name.split('.').all(|label| !label.is_empty());
+            // That parser finds brackets in the middle too.
+            let a_name = labels && name.len() <= 255 && name.bytes().all(plain);
+            let a_name = a_name && text.starts_with(host);
             // The library's parser of numbers takes a sign.
             let a_port = match theirs.port() {
                 None => text.len() == host.len(),

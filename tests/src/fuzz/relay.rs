@@ -310,11 +310,16 @@ impl Relay<'_> {
         upload: &mut Transfer,
     ) -> (Option<Given>, After) {
         let place = self.place_of(&wire);
-        let from = (place, self.book.lock().sent[place].len() - 1);
+        let (from, nth) = {
+            let sent = &self.book.lock().sent[place];
+            ((place, sent.len() - 1), sent[sent.len() - 1])
+        };
         head.fields.strip_ours();
         let sides = (&mut *client, &mut wire);
         let given = |tunnel, complete| Some(Given { from, tunnel, complete });
         if head.leaves_http {
+            // It may go on to the end of the scene.
+            self.book.lock().handled[nth].given = given(true, false);
             let (idle, mut carried) = (self.scene.patience().idle, Carried::default());
             let carrying = exchange::tunnel(sides, (request, head), &mut carried, idle).await;
             return (given(true, carrying.is_ok()), After::Break);

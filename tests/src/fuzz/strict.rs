@@ -283,7 +283,7 @@ fn form(method: &[u8], target: &str) -> Result<(Range<usize>, Option<String>), B
     if method == b"CONNECT" {
         let (host, port) = target.rsplit_once(':').ok_or("no port")?;
         let port = decimal(port.as_bytes()).filter(|port| (1..=65535).contains(port));
-        let valid = !host.is_empty() && is_host(host.as_bytes()) && port.is_some();
+        let valid = !host.is_empty() && is_host(target.as_bytes()) && port.is_some();
         return if valid { Ok((0..target.len(), None)) } else { Err("authority form") };
     }
     if target == "*" {
