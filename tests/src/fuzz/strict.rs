@@ -377,7 +377,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, Bad> {
         return Err("chunk size");
     }
     let extension = trim(rest);
-    if !rest.is_empty() && !(extension.starts_with(b";") && rest.iter().all(|b| is_value(*b))) {
+    let extends = extension.starts_with(b";") && rest.iter().all(|b| is_value(*b));
+    if !(rest.is_empty() || extends) {
         return Err("behind a chunk's size");
     }
     // 16 digits are 64 bits.
