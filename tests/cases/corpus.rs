@@ -16,7 +16,7 @@ fn seeds() -> PathBuf {
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let read = fs::read_dir(directory);
     let read = read.unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let mut all: Vec<_> = read.map(|entry| entry.unwrap().path()).collect();
+    let mut all: Vec<_> = read.map(|entry| entry.expect("an entry").path()).collect();
     all.sort();
     all
 }
