@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, Request};
 use remora_tests::{
