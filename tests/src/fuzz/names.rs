@@ -24,13 +24,15 @@ pub fn authority(bytes: &[u8]) {
             let name = host.strip_suffix('.').unwrap_or(host);
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
             let labels = name.split('.').all(|label| !label.is_empty());
-            // That parser finds brackets in the middle too.
             let a_name = labels && name.len() <= 255 && name.bytes().all(plain);
-            let a_name = a_name && text.starts_with(host);
-            // The library's parser of numbers takes a sign.
+            // The library's parser of numbers takes a sign, and that of authorities brackets in the
+            // middle.
             let a_port = match theirs.port() {
-                None => text.len() == host.len(),
-                Some(port) => port.as_u16() > 0 && !port.as_str().starts_with('+'),
+                None => text == host,
+                Some(port) => {
+                    let whole = text.len() == host.len() + 1 + port.as_str().len();
+                    port.as_u16() > 0 && !port.as_str().starts_with('+') && whole
+                }
             };
             assert!(!a_name || !a_port, "{text:?} was refused");
         }
