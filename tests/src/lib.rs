@@ -19,6 +19,7 @@
 pub mod address;
 pub mod apiserver;
 pub mod frames;
+pub mod fuzz;
 pub mod grpc;
 pub mod load;
 pub mod mesh;
