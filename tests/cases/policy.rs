@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1 as core;
 use remora_control_plane::{
-    discovery::wire,
+    discovery::wire::{self, Place},
     index::Index,
     source::{self, Event, Object},
 };
@@ -34,7 +34,8 @@ fn policy(annotations: &[(&str, &str)], fields: &Value) -> Policy {
     assert!(applied.warnings.is_empty(), "{:?}", applied.warnings);
     let snapshot = index.snapshots().next().expect("one port");
     let now = tokio::time::Instant::now().into_std();
-    let (state, bad) = ServiceState::from_snapshot(None, &wire::service(snapshot), 1, now);
+    let (state, bad) =
+        ServiceState::from_snapshot(None, &wire::service(snapshot, &Place::default()), 1, now);
     assert!(bad.is_empty(), "{bad:?}");
     Policy::clone(&state.policy)
 }
@@ -130,6 +131,7 @@ fn all() -> Policy {
             max_pending: 20,
             pending_timeout: 500 * MS,
         },
+        ..Policy::default()
     }
 }
 

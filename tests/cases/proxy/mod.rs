@@ -19,3 +19,4 @@ mod retry;
 mod sharing;
 mod tcp;
 mod timeouts;
+mod topology;

@@ -169,8 +169,12 @@ fn service(map: &BTreeMap<String, String>) {
     let Answer::Service(snapshot) = index.resolve(&target, &Caller::default()) else {
         panic!("the Service is not found")
     };
-    let (_, refused) =
-        ServiceState::from_snapshot(None, &wire::service(&snapshot), 1, Instant::now().into_std());
+    let (_, refused) = ServiceState::from_snapshot(
+        None,
+        &wire::service(&snapshot, &wire::Place::default()),
+        1,
+        Instant::now().into_std(),
+    );
     assert!(refused.is_empty(), "the proxy refuses what the control plane sends: {refused:?}");
 }
 
