@@ -218,6 +218,7 @@ impl Index {
             Object::Node(node) => {
                 self.replace_node(&node.name.name, Some(Arc::clone(&node.zone)), touched);
             }
+            Object::Route(_) | Object::ReferenceGrant(_) => {}
         }
         touched.objects += 1;
         touched.warnings.extend(warnings(object, bad));
@@ -235,7 +236,12 @@ impl Index {
             Kind::Pod => self.replace_pod(name, None, touched),
             Kind::EndpointSlice => self.replace_slice(name, None, touched),
             Kind::Node => self.replace_node(&name.name, None, touched),
-            Kind::Deployment => {}
+            Kind::Deployment
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::ReferenceGrant => {}
         }
     }
 
