@@ -8,7 +8,7 @@ use std::{
 
 use remora_core::{settings::DefaultPolicy, spiffe::SpiffeId};
 
-use super::{Name, policy::Policy, protocol::Protocol};
+use super::{Name, policy::Policy, protocol::Protocol, routes::rule::SharedRoutes};
 
 /// What a proxy asks about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,6 +97,8 @@ pub struct Head {
     pub policy: Policy,
     /// Only endpoints on the caller's node count (`internalTrafficPolicy: Local`).
     pub node_local: bool,
+    /// What its routes say; `None`: there are none.
+    pub routes: Option<SharedRoutes>,
 }
 
 /// One address that serves.

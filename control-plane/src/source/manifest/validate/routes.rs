@@ -137,7 +137,7 @@ fn check_http_match(out: &mut Findings, at: &str, one: &HttpMatch) {
     check_values(out, &format!("{at}.headers"), &one.headers);
     check_values(out, &format!("{at}.queryParams"), &one.query_params);
     if let Some(method) = &one.method
-        && !(!method.is_empty() && method.bytes().all(|b| b.is_ascii_uppercase()))
+        && (method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()))
     {
         let problem = format!("{method:?} is no method");
         add(out, format!("{at}.method"), problem, "use capitals, as in GET");
