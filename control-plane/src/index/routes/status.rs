@@ -210,6 +210,18 @@ impl Reason {
 }
 
 impl RouteStatus {
+    /// What is not as it was asked for, a line for each, for those who have no status to read.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let of = |(parent, verdicts): &(ParentRef, Vec<Verdict>)| {
+            let service = parent.name.clone();
+            let bad = verdicts.iter().filter(|v| v.holds == (v.of == PARTIALLY_INVALID));
+            bad.map(move |v| format!("on service {service}: {}: {}", v.reason, v.message))
+                .collect::<Vec<_>>()
+        };
+        self.parents.iter().flat_map(of).collect()
+    }
+
     /// Whether the entries say it already, as far as the index has heard.
     #[must_use]
     pub fn is_told(&self) -> bool {

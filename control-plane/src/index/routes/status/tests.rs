@@ -105,6 +105,9 @@ fn rules_that_cannot_be_done_make_a_route_partly_or_wholly_invalid() {
     seen(json!([good, bad]));
     let told = message(&index, "r", "PartiallyInvalid");
     assert!(told.starts_with("Dropped Rule b: filter \"Teapot\""), "{told}");
+    let problems = index.route_status(&id(Kind::HttpRoute, "r")).unwrap().problems();
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert!(problem.starts_with("on service cart: UnsupportedValue: Dropped Rule b"), "{problem}");
 }
 
 #[test]
