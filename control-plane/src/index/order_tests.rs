@@ -163,6 +163,10 @@ fn answers(index: &Index) -> Vec<Answer> {
     questions().iter().map(|(target, caller)| index.resolve(target, caller)).collect()
 }
 
+fn statuses(index: &Index) -> BTreeMap<routes::RouteId, Option<routes::RouteStatus>> {
+    index.route_ids().map(|id| (id.clone(), index.route_status(id))).collect()
+}
+
 proptest! {
     #[test]
     fn any_interleaving_of_kinds_with_lists_in_between_gives_the_same_answers(
@@ -179,7 +183,7 @@ proptest! {
         for (id, (target, caller)) in questions().into_iter().enumerate() {
             index.subscribe(SubscriberId { stream: 0, id: id as u64 }, target, caller);
         }
-        let mut told = answers(&index);
+        let (mut told, mut said) = (answers(&index), BTreeMap::new());
         let mut batch = Vec::new();
         let mut picks = picks.into_iter();
         while !queues.is_empty() {
@@ -208,7 +212,13 @@ proptest! {
                 told[id.id as usize] = index.answer(id).unwrap();
             }
             prop_assert_eq!(&told, &answers(&index), "someone was not told");
+            for id in index.take_routes_due() {
+                said.insert(id.clone(), index.route_status(&id));
+            }
+            said.retain(|id, _| index.route_status(id).is_some());
+            prop_assert_eq!(&said, &statuses(&index), "a status was not written");
         }
         prop_assert_eq!(answers(&index), answers(&expected));
+        prop_assert_eq!(statuses(&index), statuses(&expected));
     }
 }
