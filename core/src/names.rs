@@ -21,6 +21,8 @@ pub const ISSUER_SECRET: &str = "remora-identity-issuer";
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "remora-trust-bundle";
 /// Key of the roots (PEM) in [`TRUST_BUNDLE_CONFIG_MAP`].
 pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
+/// Our name in the status of Gateway API routes (`controllerName`).
+pub const ROUTE_CONTROLLER: &str = "remora.io/mesh-controller";
 /// Lease of the control-plane replica that writes what must be written once.
 pub const LEADER_LEASE: &str = "remora-control-plane";
 /// Secret (type `kubernetes.io/tls`, with `ca.crt`) of the webhook's serving certificate.
@@ -97,6 +99,8 @@ pub mod annotations {
     pub const RETRY_PREFIX: &str = "retry.remora.io/";
     /// Prefix of the time-out annotations on a Service or route.
     pub const TIMEOUT_PREFIX: &str = "timeout.remora.io/";
+    /// Prefix of the annotations on a route that make it fail on purpose.
+    pub const FAULT_PREFIX: &str = "fault.remora.io/";
 
     /// Ports whose inbound connections bypass the proxy: `22,8000-8010`.
     pub const SKIP_INBOUND_PORTS: &str = "config.remora.io/skip-inbound-ports";

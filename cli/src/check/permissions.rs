@@ -14,6 +14,7 @@ pub(crate) struct Permission {
     pub(crate) verb: &'static str,
     /// Empty for the core group.
     pub(crate) group: &'static str,
+    /// As a role names it: `pods`, `httproutes/status`.
     pub(crate) resource: &'static str,
     /// Of one object; empty for all.
     pub(crate) name: &'static str,
@@ -24,10 +25,15 @@ pub(crate) struct Permission {
 impl Permission {
     /// As an access review asks for it.
     pub(crate) fn attributes(&self) -> Value {
-        json!({
-            "verb": self.verb, "group": self.group, "resource": self.resource,
+        let (resource, part) = self.resource.split_once('/').unwrap_or((self.resource, ""));
+        let mut attributes = json!({
+            "verb": self.verb, "group": self.group, "resource": resource,
             "name": self.name, "namespace": self.namespace,
-        })
+        });
+        if !part.is_empty() {
+            attributes["subresource"] = part.into();
+        }
+        attributes
     }
 }
 
@@ -69,18 +75,31 @@ pub(crate) fn install() -> Vec<Permission> {
 /// What the control plane does. Without the right to make its issuer's Secret where that is
 /// brought by somebody else.
 pub(crate) fn control_plane(external_issuer: bool) -> Vec<Permission> {
-    const WATCHED: [(&str, &str, &str); 5] = [
+    const GATEWAY: &str = "gateway.networking.k8s.io";
+    const STATUSES: [(&str, &str, &str); 4] = [
+        (GATEWAY, "httproutes/status", ""),
+        (GATEWAY, "grpcroutes/status", ""),
+        (GATEWAY, "tlsroutes/status", ""),
+        (GATEWAY, "tcproutes/status", ""),
+    ];
+    const WATCHED: [(&str, &str, &str); 10] = [
         ("", "namespaces", ""),
         ("", "services", ""),
         ("", "pods", ""),
         ("", "nodes", ""),
         ("discovery.k8s.io", "endpointslices", ""),
+        (GATEWAY, "httproutes", ""),
+        (GATEWAY, "grpcroutes", ""),
+        (GATEWAY, "tlsroutes", ""),
+        (GATEWAY, "tcproutes", ""),
+        (GATEWAY, "referencegrants", ""),
     ];
     const SECRETS: [(&str, &str, &str); 1] = [("", "secrets", SYSTEM_NAMESPACE)];
     const LEASES: [(&str, &str, &str); 1] = [("coordination.k8s.io", "leases", SYSTEM_NAMESPACE)];
     const CONFIG_MAPS: [(&str, &str, &str); 1] = [("", "configmaps", "")];
     const EVENTS: [(&str, &str, &str); 1] = [("events.k8s.io", "events", SYSTEM_NAMESPACE)];
     let mut all = expand(&["list", "watch"], &WATCHED, "");
+    all.extend(expand(&["patch"], &STATUSES, ""));
     all.extend(expand(&["create"], &[("authentication.k8s.io", "tokenreviews", "")], ""));
     all.extend(expand(&["create"], &CONFIG_MAPS, ""));
     all.extend(expand(&["get", "patch"], &CONFIG_MAPS, TRUST_BUNDLE_CONFIG_MAP));
@@ -185,5 +204,11 @@ mod tests {
         let expected = json!({ "verb": "get", "group": "", "resource": "namespaces", "name": "",
                                "namespace": "" });
         assert_eq!(first.attributes(), expected);
+        let status = control_plane(false).into_iter().find(|p| p.resource == "httproutes/status");
+        let asked = status.unwrap().attributes();
+        assert_eq!(
+            (&asked["resource"], &asked["subresource"]),
+            (&json!("httproutes"), &json!("status"))
+        );
     }
 }

@@ -76,6 +76,7 @@ pub(super) async fn serve(
             bundle: keeper.published(),
             namespaces: with_sidecars,
             notices: keeper.notices(),
+            state: Arc::clone(&plane.state),
         };
         let (leading, lead) =
             leader::run(client.clone(), replica, inputs, plane.clock, rng, drain.clone());

@@ -1,6 +1,6 @@
 //! One machine: manifests, tokens and the CA in directories.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Context;
 use remora_core::drain;
@@ -19,6 +19,7 @@ use crate::{
         store,
         token::TokenDir,
     },
+    index::routes::RouteId,
     leader::trust_bundles::PublishedBundle,
     source::manifest::watch::{Loaded, watch as watch_manifests},
 };
@@ -52,9 +53,12 @@ pub(super) async fn serve(
         }
     };
     let token_dir = args.token_dir.context("--token-dir is missing")?;
-    let state = Arc::clone(&plane.state);
-    let manifests =
-        watch_manifests(args.manifests, move |loaded| apply(&state, loaded), drain.clone());
+    let (state, mut told) = (Arc::clone(&plane.state), HashMap::new());
+    let on = move |loaded| {
+        apply(&state, loaded);
+        tell_of_routes(&state, &mut told);
+    };
+    let manifests = watch_manifests(args.manifests, on, drain.clone());
     let tokens = Arc::new(TokenDir::new(token_dir));
     let grpc = plane.grpc(keeper, seen, tokens, listener, &drain);
     let (grpc, watched, (), ()) = tokio::join!(grpc, end_with(&drain, manifests), follow, write);
@@ -101,4 +105,25 @@ fn apply(state: &State, loaded: Loaded) {
     if first {
         tracing::info!("manifests loaded");
     }
+}
+
+/// Says of routes what in a cluster their status would say, once for each change. `told` has what was
+/// said last.
+fn tell_of_routes(state: &State, told: &mut HashMap<RouteId, Vec<String>>) {
+    for id in state.take_routes_due() {
+        let status = state.read(|index| index.route_status(&id));
+        let problems = status.map(|status| status.problems()).unwrap_or_default();
+        let (kind, namespace, name) = (id.kind.as_str(), &id.name.namespace, &id.name.name);
+        if told.get(&id) != Some(&problems) {
+            problems
+                .iter()
+                .for_each(|problem| tracing::warn!("{kind} {namespace}/{name} {problem}"));
+        }
+        if problems.is_empty() {
+            told.remove(&id);
+        } else {
+            told.insert(id, problems);
+        }
+    }
+    told.retain(|id, _| state.read(|index| index.route_status(id).is_some()));
 }

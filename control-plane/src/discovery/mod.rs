@@ -32,6 +32,7 @@ use crate::{
         answer::{Caller, Head, Snapshot},
         policy::Policy,
         protocol::Protocol,
+        routes::RouteId,
     },
     metrics::Metrics,
     server::{self, Peer},
@@ -57,6 +58,8 @@ pub struct State {
     next_stream: AtomicU64,
     /// Whether a first state is there. Until then nothing is answered: "not ours" would be wrong.
     loaded: AtomicBool,
+    /// Changed whenever the status of a route may have to say something else.
+    route_changes: watch::Sender<()>,
     /// Counters; also of the rest of the program.
     pub metrics: Arc<Metrics>,
 }
@@ -97,6 +100,7 @@ pub fn told(annotations: &BTreeMap<String, String>) -> (pb::Service, Vec<Invalid
         policy: Policy::parse(annotations, None, None, &mut bad),
         node_local: false,
         distribution: Distribution::Any,
+        routes: None,
     };
     let snapshot = Snapshot { head: Arc::new(head), endpoints: [].into() };
     (wire::service(&snapshot, &Place::default()), bad)
@@ -111,6 +115,7 @@ impl State {
             streams: Mutex::new(HashMap::new()),
             next_stream: AtomicU64::new(0),
             loaded: AtomicBool::new(false),
+            route_changes: watch::channel(()).0,
             metrics,
         })
     }
@@ -119,6 +124,9 @@ impl State {
     pub fn apply(&self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Warning> {
         let applied = self.index.write().apply(events);
         self.metrics.events.inc_by(applied.objects as u64);
+        if applied.routes_due {
+            self.route_changes.send_replace(());
+        }
         let streams = self.streams.lock();
         if !self.loaded.swap(true, Ordering::Release) {
             streams.values().for_each(|stream| stream.wake());
@@ -140,6 +148,18 @@ impl State {
     /// Reads the index.
     pub fn read<T>(&self, read: impl FnOnce(&Index) -> T) -> T {
         read(&self.index.read())
+    }
+
+    /// Changes whenever [`State::take_routes_due`] has something.
+    #[must_use]
+    pub fn route_changes(&self) -> watch::Receiver<()> {
+        self.route_changes.subscribe()
+    }
+
+    /// See [`Index::take_routes_due`].
+    #[must_use]
+    pub fn take_routes_due(&self) -> Vec<RouteId> {
+        self.index.write().take_routes_due()
     }
 
     /// The connected proxies, by namespace and pod.

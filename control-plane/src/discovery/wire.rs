@@ -28,6 +28,8 @@ pub struct Place {
     pub zone: Arc<str>,
 }
 
+mod routes;
+
 /// A whole answer.
 pub(super) fn update(id: u64, version: u64, answer: &Answer, place: &Place) -> pb::WatchResponse {
     let answer = match answer {
@@ -84,6 +86,10 @@ fn response(kind: watch_response::Kind) -> pb::WatchResponse {
 #[must_use]
 pub fn service(snapshot: &Snapshot, place: &Place) -> pb::Service {
     let head = &snapshot.head;
+    let (http, streams) = match &head.routes {
+        Some(routes) => (&*routes.http, &*routes.streams),
+        None => Default::default(),
+    };
     pb::Service {
         namespace: head.service.namespace.to_string(),
         name: head.service.name.to_string(),
@@ -94,12 +100,12 @@ pub fn service(snapshot: &Snapshot, place: &Place) -> pb::Service {
         breaker: head.policy.breaker.enabled.then(|| breaker(&head.policy.breaker)),
         retry: head.policy.retry.as_ref().map(retry),
         timeouts: Some(timeouts(&head.policy.timeouts)),
-        routes: Vec::new(),
+        routes: http.iter().map(|one| routes::route(one, &head.policy.timeouts)).collect(),
         endpoints: snapshot.endpoints.iter().map(|e| endpoint(e)).collect(),
         affinity: head.policy.affinity.as_ref().map(affinity),
         bulkheads: Some(bulkheads(&head.policy.bulkheads)),
-        stream_routes: Vec::new(),
         topology: topology(head.distribution, place),
+        stream_routes: streams.iter().map(routes::stream_route).collect(),
     }
 }
 
@@ -302,6 +308,7 @@ mod tests {
             policy: crate::index::policy::Policy::default(),
             node_local: false,
             distribution: Distribution::Any,
+            routes: None,
         };
         Snapshot { head: Arc::new(head), endpoints: endpoints.iter().map(endpoint).collect() }
     }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use remora_core::{authority::Authority, settings::DefaultPolicy, spiffe::SpiffeId};
 
-use super::{Name, policy::Policy, protocol::Protocol};
+use super::{Name, policy::Policy, protocol::Protocol, routes::rule::SharedRoutes};
 use crate::source::Distribution;
 
 /// What a proxy asks about.
@@ -85,6 +85,8 @@ pub struct Head {
     pub node_local: bool,
     /// Endpoints near the caller are preferred.
     pub distribution: Distribution,
+    /// What its routes say; `None`: there are none.
+    pub routes: Option<SharedRoutes>,
 }
 
 /// One address that serves.

@@ -7,7 +7,7 @@
 //! that asked for those.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     hash::Hash,
     net::IpAddr,
     sync::Arc,
@@ -23,11 +23,14 @@ mod model;
 pub mod policy;
 pub mod protocol;
 mod resolve;
+pub mod routes;
 mod subscriptions;
 
 pub use crate::source::Name;
 use answer::{Answer, Caller, Snapshot, Target};
 use model::{Namespace, Pod, Service};
+use resolve::PortSnapshots;
+use routes::Routes;
 pub use subscriptions::SubscriberId;
 use subscriptions::Subscriptions;
 
@@ -48,8 +51,9 @@ pub struct Index {
     services_at: Reverse<IpAddr, Name>,
     pods_at: Reverse<IpAddr, Name>,
     pods_on: Reverse<Arc<str>, Name>,
+    routes: Routes,
     /// Every port of every Service, computed when something it depends on changed.
-    snapshots: HashMap<Name, BTreeMap<u16, Arc<Snapshot>>>,
+    snapshots: HashMap<Name, BTreeMap<u16, PortSnapshots>>,
     subscriptions: Subscriptions,
 }
 
@@ -93,6 +97,8 @@ pub struct Applied {
     pub warnings: Vec<Warning>,
     /// Objects applied or deleted.
     pub objects: usize,
+    /// Whether [`Index::take_routes_due`] has something.
+    pub routes_due: bool,
 }
 
 /// What a batch has touched so far.
@@ -101,6 +107,10 @@ struct Touched {
     services: HashSet<Name>,
     pods: HashSet<Name>,
     addresses: HashSet<IpAddr>,
+    /// Services of which what is attached to them may have changed.
+    routed: BTreeSet<Name>,
+    /// Services of which only what callers of a namespace are told has changed.
+    consumers: HashSet<(Name, Arc<str>)>,
     warnings: Vec<Warning>,
     objects: usize,
 }
@@ -122,6 +132,7 @@ impl Index {
             services_at: Reverse::default(),
             pods_at: Reverse::default(),
             pods_on: Reverse::default(),
+            routes: Routes::default(),
             snapshots: HashMap::new(),
             subscriptions: Subscriptions::default(),
         }
@@ -166,7 +177,7 @@ impl Index {
 
     /// All Services' ports, for people to look at.
     pub fn snapshots(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
-        self.snapshots.values().flat_map(BTreeMap::values)
+        self.snapshots.values().flat_map(BTreeMap::values).map(|port| &port.producer)
     }
 
     /// What is known of the kinds that `wanted` names.
@@ -186,11 +197,16 @@ impl Index {
         let services = self.services.keys().take(of(Kind::Service));
         let pods = self.pods.keys().take(of(Kind::Pod));
         let slices = self.slices.keys().take(of(Kind::EndpointSlice));
+        let routes = self.routes.keys().filter(|id| wanted(id.kind));
+        let routes = routes.map(|id| key(id.kind)(&id.name.namespace, &id.name.name));
+        let grants = self.routes.grants().take(of(Kind::ReferenceGrant));
         let cluster = namespaces.map(bare(Kind::Namespace)).chain(nodes.map(bare(Kind::Node)));
         cluster
             .chain(services.map(named(Kind::Service)))
             .chain(pods.map(named(Kind::Pod)))
             .chain(slices.map(named(Kind::EndpointSlice)))
+            .chain(routes)
+            .chain(grants.map(named(Kind::ReferenceGrant)))
             .collect()
     }
 
@@ -218,6 +234,10 @@ impl Index {
             Object::Node(node) => {
                 self.replace_node(&node.name.name, Some(Arc::clone(&node.zone)), touched);
             }
+            Object::Route(route) => self.put_route(route, &mut bad, touched),
+            Object::ReferenceGrant(grant) => {
+                self.replace_grant(&grant.meta.name, Some(Arc::clone(grant)), touched);
+            }
         }
         touched.objects += 1;
         touched.warnings.extend(warnings(object, bad));
@@ -236,6 +256,10 @@ impl Index {
             Kind::EndpointSlice => self.replace_slice(name, None, touched),
             Kind::Node => self.replace_node(&name.name, None, touched),
             Kind::Deployment => {}
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                self.remove_route(key.kind, name, touched);
+            }
+            Kind::ReferenceGrant => self.replace_grant(&name, None, touched),
         }
     }
 
@@ -288,6 +312,8 @@ impl Index {
             let ips =
                 [&old, &new].into_iter().flatten().flat_map(|service| &service.object.cluster_ips);
             touched.addresses.extend(ips);
+            touched.routed.extend(self.routes.referring(&name));
+            touched.routed.insert(name.clone());
             touched.services.insert(name.clone());
         }
         if let Some(new) = new {
@@ -387,18 +413,26 @@ impl Index {
 
     /// Computes what the batch changed and finds who asked for it.
     fn flush(&mut self, mut touched: Touched) -> Applied {
-        for name in &touched.services {
+        self.attach_routes(&mut touched);
+        let consumed = touched.consumers.iter().map(|(name, _)| name);
+        let changed: HashSet<&Name> = touched.services.iter().chain(consumed).collect();
+        for name in changed {
             let old = self.snapshots.remove(name).unwrap_or_default();
             if let Some(service) = self.services.get(name) {
-                touched.addresses.extend(&service.object.cluster_ips);
                 let new = self.compute(name, service, &old);
                 self.snapshots.insert(name.clone(), new);
             }
+        }
+        for service in touched.services.iter().filter_map(|name| self.services.get(name)) {
+            touched.addresses.extend(&service.object.cluster_ips);
         }
         for name in &touched.pods {
             touched.addresses.extend(self.pods.get(name).iter().flat_map(|pod| &pod.object.ips));
         }
         let mut subscribers = HashSet::new();
+        for (name, namespace) in touched.consumers {
+            subscribers.extend(self.subscribers_of(&name, &namespace));
+        }
         for name in touched.services {
             subscribers.extend(self.subscriptions.of_service(&name));
         }
@@ -408,7 +442,27 @@ impl Index {
         for ip in touched.addresses {
             subscribers.extend(self.subscriptions.of_address(ip));
         }
-        Applied { touched: subscribers, warnings: touched.warnings, objects: touched.objects }
+        Applied {
+            touched: subscribers,
+            warnings: touched.warnings,
+            objects: touched.objects,
+            routes_due: self.routes.is_due(),
+        }
+    }
+
+    /// Who of a namespace asked for a Service, by name or address.
+    fn subscribers_of<'a>(
+        &'a self,
+        service: &'a Name,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = SubscriberId> + 'a {
+        let known = self.services.get(service);
+        let addresses = known.into_iter().flat_map(|service| &service.object.cluster_ips);
+        let by_address = addresses.flat_map(|ip| self.subscriptions.of_address(*ip));
+        self.subscriptions.of_service(service).chain(by_address).filter(move |id| {
+            let caller = self.subscriptions.target(*id).map(|(_, caller)| caller);
+            caller.is_some_and(|caller| caller.namespace == *namespace)
+        })
     }
 }
 

@@ -23,13 +23,15 @@ fn annotated(value: bool, annotations: Value) -> Value {
 
 /// A small world in which addresses, names and nodes collide often.
 fn op() -> impl Strategy<Value = Op> {
-    (0u8..5, 0u8..3, 0u8..4, any::<[bool; 3]>()).prop_map(|(kind, which, variant, flags)| {
+    (0u8..7, 0u8..3, 0u8..4, any::<[bool; 3]>()).prop_map(|(kind, which, variant, flags)| {
         let gone = variant == 3;
         let (key, object) = match kind {
             0 => namespace(flags),
             1 => node(which, flags),
             2 => service(which, variant, flags),
             3 => pod(which, variant, flags),
+            4 => route(which, variant, flags),
+            5 => grant(flags),
             _ => slice(which, variant, flags),
         };
         (key, (!gone).then_some(object))
@@ -90,6 +92,41 @@ fn slice(which: u8, variant: u8, flags: [bool; 3]) -> (Key, Object) {
     (key(Kind::EndpointSlice, &name), Object::EndpointSlice(Arc::new((&object).into())))
 }
 
+/// Of either kind and either namespace, to Services that may be there.
+fn route(which: u8, variant: u8, flags: [bool; 3]) -> (Key, Object) {
+    let (name, namespace) = (format!("r{which}"), if flags[0] { "shop" } else { "web" });
+    let object = json!({
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": format!("s{}", variant % 2),
+                "namespace": "shop"}],
+            "rules": [{"backendRefs": [{"name": format!("s{which}"), "port": 80, "namespace":
+                if flags[2] { "shop" } else { "other" }}]}],
+        },
+    });
+    let (kind, route) = if flags[1] {
+        (Kind::HttpRoute, source::route::Route::http(&serde_json::from_value(object).unwrap()))
+    } else {
+        (Kind::GrpcRoute, source::route::Route::grpc(&serde_json::from_value(object).unwrap()))
+    };
+    (Key { kind, namespace: namespace.to_owned(), name }, Object::Route(Arc::new(route)))
+}
+
+fn grant(flags: [bool; 3]) -> (Key, Object) {
+    let object = json!({
+        "metadata": {"name": "g", "namespace": "other"},
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "namespace": "shop",
+                "kind": if flags[0] { "HTTPRoute" } else { "GRPCRoute" }}],
+            "to": [{"group": "", "kind": "Service"}],
+        },
+    });
+    let object: source::route::WrittenGrant = serde_json::from_value(object).unwrap();
+    let key =
+        Key { kind: Kind::ReferenceGrant, namespace: "other".to_owned(), name: "g".to_owned() };
+    (key, Object::ReferenceGrant(Arc::new((&object).into())))
+}
+
 fn event((key, object): Op) -> Event {
     object.map_or(Event::Delete(key), Event::Apply)
 }
@@ -107,13 +144,27 @@ fn targets() -> Vec<Target> {
     all
 }
 
-fn caller() -> Arc<Caller> {
-    let pod = "p0".to_owned();
-    Arc::new(Caller { namespace: "shop".to_owned(), pod, ..Caller::default() })
+/// One of the Services' namespace, and one of another.
+fn callers() -> [Arc<Caller>; 2] {
+    ["shop", "web"].map(|namespace| {
+        let (namespace, pod) = (namespace.to_owned(), "p0".to_owned());
+        Arc::new(Caller { namespace, pod, ..Caller::default() })
+    })
+}
+
+fn questions() -> Vec<(Target, Arc<Caller>)> {
+    let of = |caller: Arc<Caller>| {
+        targets().into_iter().map(move |target| (target, Arc::clone(&caller)))
+    };
+    callers().into_iter().flat_map(of).collect()
 }
 
 fn answers(index: &Index) -> Vec<Answer> {
-    targets().iter().map(|target| index.resolve(target, &caller())).collect()
+    questions().iter().map(|(target, caller)| index.resolve(target, caller)).collect()
+}
+
+fn statuses(index: &Index) -> BTreeMap<routes::RouteId, Option<routes::RouteStatus>> {
+    index.route_ids().map(|id| (id.clone(), index.route_status(id))).collect()
 }
 
 proptest! {
@@ -129,10 +180,10 @@ proptest! {
         ops.into_iter().for_each(|op| queues.entry(op.0.kind).or_default().push_back(op));
         let mut known: BTreeMap<Kind, BTreeMap<Key, Object>> = BTreeMap::new();
         let mut index = Index::new("cluster.local", "cluster.local");
-        for (id, target) in targets().into_iter().enumerate() {
-            index.subscribe(SubscriberId { stream: 0, id: id as u64 }, target, caller());
+        for (id, (target, caller)) in questions().into_iter().enumerate() {
+            index.subscribe(SubscriberId { stream: 0, id: id as u64 }, target, caller);
         }
-        let mut told = answers(&index);
+        let (mut told, mut said) = (answers(&index), BTreeMap::new());
         let mut batch = Vec::new();
         let mut picks = picks.into_iter();
         while !queues.is_empty() {
@@ -161,7 +212,13 @@ proptest! {
                 told[id.id as usize] = index.answer(id).unwrap();
             }
             prop_assert_eq!(&told, &answers(&index), "someone was not told");
+            for id in index.take_routes_due() {
+                said.insert(id.clone(), index.route_status(&id));
+            }
+            said.retain(|id, _| index.route_status(id).is_some());
+            prop_assert_eq!(&said, &statuses(&index), "a status was not written");
         }
         prop_assert_eq!(answers(&index), answers(&expected));
+        prop_assert_eq!(statuses(&index), statuses(&expected));
     }
 }

@@ -17,12 +17,28 @@ use super::{
     answer::{Answer, Caller, Endpoint, Head, Inbound, InboundPort, PodPort, Snapshot, Target},
     model::{Pod, Service},
     protocol::{self, Protocol},
+    routes::rule::SharedRoutes,
     subscriptions::Interest,
 };
 use crate::source::{self, ServiceKind, SliceEndpoint};
 
 /// Most ports of a pod's opaque ranges that are spelt out for it.
 const MAX_INBOUND_PORTS: usize = 1024;
+
+/// What is told of a Service's port.
+#[derive(Debug)]
+pub(super) struct PortSnapshots {
+    /// To all callers
+    pub(super) producer: Arc<Snapshot>,
+    /// but for those of namespaces with routes of their own for it. The same but for the routes.
+    consumers: BTreeMap<Arc<str>, Arc<Snapshot>>,
+}
+
+impl PortSnapshots {
+    fn of(&self, namespace: &str) -> &Arc<Snapshot> {
+        self.consumers.get(namespace).unwrap_or(&self.producer)
+    }
+}
 
 impl Index {
     /// What a target is for a caller.
@@ -67,8 +83,8 @@ impl Index {
         if service.object.kind != ServiceKind::Balanced {
             return Answer::NotOurs;
         }
-        let snapshot = self.snapshots.get(name).and_then(|ports| ports.get(&port));
-        match snapshot {
+        let port_snapshots = self.snapshots.get(name).and_then(|ports| ports.get(&port));
+        match port_snapshots.map(|snapshots| snapshots.of(&caller.namespace)) {
             Some(snapshot) if snapshot.head.node_local && !caller.node.is_empty() => {
                 let local = |endpoint: &&Arc<Endpoint>| *endpoint.node == *caller.node;
                 Answer::Service(Arc::new(Snapshot {
@@ -129,8 +145,8 @@ impl Index {
         &self,
         name: &Name,
         service: &Service,
-        old: &BTreeMap<u16, Arc<Snapshot>>,
-    ) -> BTreeMap<u16, Arc<Snapshot>> {
+        old: &BTreeMap<u16, PortSnapshots>,
+    ) -> BTreeMap<u16, PortSnapshots> {
         let explicit = self.explicit_opaque(&name.namespace, service.opaque.as_ref());
         let snapshot = |(port, declared): (&u16, &super::model::ServicePort)| {
             let (endpoints, opaque_by_pod) = self.endpoints(name, &declared.name);
@@ -138,6 +154,7 @@ impl Index {
                 Protocol::Detect if opaque_by_pod => Protocol::Opaque,
                 protocol => protocol,
             };
+            let attached = self.routes.at(name, *port);
             let head = Head {
                 service: name.clone(),
                 port: *port,
@@ -146,8 +163,16 @@ impl Index {
                 policy: service.policy.clone(),
                 node_local: service.object.node_local,
                 distribution: service.object.distribution,
+                routes: attached.and_then(|attached| attached.producer.clone()),
             };
-            (*port, shared(head, endpoints, old.get(port)))
+            let old = old.get(port);
+            let producer = shared(head, endpoints, old.map(|old| &old.producer));
+            let consumers = attached.into_iter().flat_map(|attached| &attached.consumers);
+            let consumers = consumers.map(|(namespace, routes)| {
+                let old = old.and_then(|old| old.consumers.get(namespace));
+                (Arc::clone(namespace), variant(&producer, routes, old))
+            });
+            (*port, PortSnapshots { consumers: consumers.collect(), producer })
         };
         service.ports.iter().map(snapshot).collect()
     }
@@ -275,6 +300,23 @@ impl Index {
         });
         Inbound { default_policy, ports: ports.collect() }
     }
+}
+
+/// A snapshot with other routes; all else is shared.
+fn variant(
+    of: &Arc<Snapshot>,
+    routes: &SharedRoutes,
+    old: Option<&Arc<Snapshot>>,
+) -> Arc<Snapshot> {
+    let head = Head { routes: Some(routes.clone()), ..Head::clone(&of.head) };
+    let same_head = old.filter(|old| *old.head == head);
+    if let Some(old) = same_head
+        && Arc::ptr_eq(&old.endpoints, &of.endpoints)
+    {
+        return Arc::clone(old);
+    }
+    let head = same_head.map_or_else(|| Arc::new(head), |old| Arc::clone(&old.head));
+    Arc::new(Snapshot { head, endpoints: Arc::clone(&of.endpoints) })
 }
 
 /// Builds a snapshot of the parts of its predecessor that still hold, so that comparing two is

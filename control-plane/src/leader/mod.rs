@@ -1,9 +1,10 @@
 //! What must be written once, however many replicas of the control plane run: the trust bundle in
-//! every namespace that needs it, and Events about the issuer.
+//! every namespace that needs it, the status of routes, and Events about the issuer.
 //!
 //! - [`lease`] decides which replica does it; it is never on the way of a request, and every
 //!   replica serves proxies whether it leads or not;
 //! - [`trust_bundles`] keeps the ConfigMaps right;
+//! - [`route_status`] says of Gateway API routes what became of them;
 //! - [`events`] tells people about the issuer.
 //!
 //! Writing twice would do no harm (both replicas would write the same); the Lease saves the API
@@ -21,8 +22,10 @@ use tokio::sync::watch;
 
 pub mod events;
 pub mod lease;
+pub mod route_status;
 pub mod trust_bundles;
 
+use crate::discovery::State;
 use events::Notice;
 use trust_bundles::PublishedBundle;
 
@@ -51,6 +54,8 @@ pub struct Inputs {
     pub namespaces: watch::Receiver<Arc<BTreeSet<Arc<str>>>>,
     /// What there is to tell about the issuer.
     pub notices: watch::Receiver<Arc<Vec<Notice>>>,
+    /// Knows the routes, and what is to be said of them.
+    pub state: Arc<State>,
 }
 
 /// Takes part in the election and does the leader's work whenever it is ours, until draining
@@ -74,10 +79,18 @@ pub fn run(
         rng.fork(),
         drain.clone(),
     );
+    let statuses = route_status::publish(
+        client.clone(),
+        leading.clone(),
+        inputs.state,
+        clock,
+        rng.fork(),
+        drain.clone(),
+    );
     let report =
         events::report(client, replica, leading.clone(), inputs.notices, clock, rng, drain);
     let work = async move {
-        tokio::join!(hold, Box::pin(publish), Box::pin(report));
+        tokio::join!(hold, Box::pin(publish), Box::pin(statuses), Box::pin(report));
     };
     (leading, work)
 }

@@ -142,18 +142,24 @@ impl State {
         };
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let at = if *method == Method::POST { format!("{path}/{name}") } else { path.clone() };
+        // A status is a part of its object.
+        let object_at = at.trim_end_matches("/status").to_owned();
         let namespace = path.split('/').skip_while(|part| *part != "namespaces").nth(1);
         if namespace.is_some_and(|namespace| self.terminating.contains(namespace)) {
             let message = "forbidden: unable to create new content in namespace because it is being terminated";
             return status(403, "Forbidden", message);
         }
-        let known = self.objects.get(&at);
+        let known = self.objects.get(&object_at);
         let version = &object["metadata"]["resourceVersion"];
         let refused = match *method {
             Method::POST if known.is_some() => Some((409, "AlreadyExists")),
             Method::PUT if known.is_none() => Some((404, "NotFound")),
             Method::PUT if version.is_null() => Some((422, "Invalid")),
-            Method::PUT if known.is_some_and(|k| k["metadata"]["resourceVersion"] != *version) => {
+            Method::PATCH if object_at != at && known.is_none() => Some((404, "NotFound")),
+            Method::PUT | Method::PATCH
+                if !version.is_null()
+                    && known.is_some_and(|k| k["metadata"]["resourceVersion"] != *version) =>
+            {
                 Some((409, "Conflict"))
             }
             _ => None,
@@ -163,7 +169,7 @@ impl State {
         }
         self.writes.push(format!("{method} {at}"));
         let code = if *method == Method::POST { 201 } else { 200 };
-        answer(code, &self.put(&at, object))
+        answer(code, &self.put(&object_at, object))
     }
 
     /// What is there already keeps what the new one does not say, as an apply does.

@@ -7,12 +7,14 @@ pub mod kube;
 pub mod manifest;
 mod object;
 mod pod;
+pub mod route;
 
 pub use object::{
     Annotations, Distribution, EndpointSlice, Meta, Name, Namespace, Node, SERVICE_NAME_LABEL,
     Service, ServiceKind, ServicePort, SliceEndpoint, ZONE_LABEL,
 };
 pub use pod::{Pod, PodPort};
+use route::{ReferenceGrant, Route};
 
 /// What a watch says.
 #[derive(Debug, Clone)]
@@ -41,6 +43,10 @@ pub enum Object {
     Pod(Arc<Pod>),
     /// A `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// A `gateway.networking.k8s.io` route of any kind.
+    Route(Arc<Route>),
+    /// A `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant(Arc<ReferenceGrant>),
 }
 
 /// The kinds of objects. A [`Kind::Deployment`] is in manifests alone: sources turn it into Pods,
@@ -59,6 +65,16 @@ pub enum Kind {
     Deployment,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `gateway.networking.k8s.io` HTTPRoute.
+    HttpRoute,
+    /// `gateway.networking.k8s.io` GRPCRoute.
+    GrpcRoute,
+    /// `gateway.networking.k8s.io` TLSRoute.
+    TlsRoute,
+    /// `gateway.networking.k8s.io` TCPRoute.
+    TcpRoute,
+    /// `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant,
 }
 
 /// What identifies an object.
@@ -89,6 +105,8 @@ impl Object {
             Self::Service(o) => &o.meta.name,
             Self::Pod(o) => &o.meta.name,
             Self::EndpointSlice(o) => &o.meta.name,
+            Self::Route(o) => &o.meta.name,
+            Self::ReferenceGrant(o) => &o.meta.name,
         }
     }
 
@@ -101,6 +119,8 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::Pod(_) => Kind::Pod,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Route(o) => o.kind(),
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 }
@@ -116,6 +136,11 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Deployment => "Deployment",
             Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 }

@@ -11,5 +11,6 @@ mod injector;
 mod kubelet;
 mod leftovers;
 mod plane;
+mod routes;
 mod shop;
 mod uninstall;

@@ -8,26 +8,28 @@ use serde_json::{Value, json};
 use super::{
     kinds::{KINDS, Kind},
     serve::Answer,
+    state::State,
     status::{self, Refusal},
 };
 
 /// The answer to a path that names no objects.
-pub(super) fn answer(git_version: &str, path: &str) -> Result<Answer, Refusal> {
+pub(super) fn answer(state: &State, path: &str) -> Result<Answer, Refusal> {
+    let served = || KINDS.iter().filter(|kind| state.serves(kind));
     let object = match path.trim_end_matches('/') {
-        "/version" => version(git_version),
+        "/version" => version(&state.version),
         "/livez" | "/readyz" | "/healthz" => {
             return Ok(Answer::Text(StatusCode::OK, "ok".to_owned()));
         }
         "/api" => json!({"kind": "APIVersions", "versions": ["v1"],
                          "serverAddressByClientCIDRs": []}),
-        "/apis" => json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups()}),
+        "/apis" => json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups(served())}),
         path => {
             let group = match path.split('/').collect::<Vec<_>>().as_slice() {
                 ["", "api", "v1"] => "".to_owned(),
                 ["", "apis", group, "v1"] => (*group).to_owned(),
                 _ => return Err(status::unknown_path()),
             };
-            resources(&group).ok_or_else(status::unknown_path)?
+            resources(&group, served()).ok_or_else(status::unknown_path)?
         }
     };
     Ok(Answer::Object(StatusCode::OK, object, Vec::new()))
@@ -43,8 +45,8 @@ fn version(git_version: &str) -> Value {
     })
 }
 
-fn groups() -> Vec<Value> {
-    let names: BTreeSet<&str> = KINDS.iter().map(|kind| kind.group).collect();
+fn groups(served: impl Iterator<Item = &'static Kind>) -> Vec<Value> {
+    let names: BTreeSet<&str> = served.map(|kind| kind.group).collect();
     let group = |name: &str| {
         let version = json!({"groupVersion": format!("{name}/v1"), "version": "v1"});
         json!({"name": name, "versions": [version], "preferredVersion": version})
@@ -52,8 +54,8 @@ fn groups() -> Vec<Value> {
     names.into_iter().filter(|name| !name.is_empty()).map(group).collect()
 }
 
-fn resources(group: &str) -> Option<Value> {
-    let kinds: Vec<&Kind> = KINDS.iter().filter(|kind| kind.group == group).collect();
+fn resources(group: &str, served: impl Iterator<Item = &'static Kind>) -> Option<Value> {
+    let kinds: Vec<&Kind> = served.filter(|kind| kind.group == group).collect();
     let version = kinds.first()?.api_version();
     let resource = |kind: &&Kind| {
         json!({"name": kind.plural, "singularName": kind.name.to_lowercase(),

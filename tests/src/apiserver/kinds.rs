@@ -94,9 +94,11 @@ const fn kind(
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 const ADMISSION: &str = "admissionregistration.k8s.io";
+/// Gateway API: there where [`super::ApiServer::serve_gateway_api`] says so.
+pub const GATEWAY: &str = "gateway.networking.k8s.io";
 
 /// Every kind.
-pub static KINDS: [Kind; 28] = [
+pub static KINDS: [Kind; 33] = [
     kind("", "namespaces", "Namespace", false, false),
     kind("", "nodes", "Node", false, false),
     kind("", "pods", "Pod", true, true),
@@ -130,6 +132,11 @@ pub static KINDS: [Kind; 28] = [
         false,
         true,
     ),
+    kind(GATEWAY, "httproutes", "HTTPRoute", true, true),
+    kind(GATEWAY, "grpcroutes", "GRPCRoute", true, true),
+    kind(GATEWAY, "tlsroutes", "TLSRoute", true, true),
+    kind(GATEWAY, "tcproutes", "TCPRoute", true, true),
+    kind(GATEWAY, "referencegrants", "ReferenceGrant", true, true),
     kind(
         "apiextensions.k8s.io",
         "customresourcedefinitions",

@@ -24,7 +24,8 @@
 //! # }
 //! ```
 //!
-//! - **Kinds** are those of [`kinds::KINDS`]; all objects are plain JSON. Nothing runs: no
+//! - **Kinds** are those of [`kinds::KINDS`], Gateway API's only where
+//!   [`ApiServer::serve_gateway_api`] says so; all objects are plain JSON. Nothing runs: no
 //!   controller makes EndpointSlices, no kubelet ends pods. A deleted pod that has a `nodeName`
 //!   stays, with its `deletionTimestamp`, until [`ApiServer::remove`]; a deleted namespace is
 //!   emptied at once, or where [`ApiServer::keep_terminating`] says so by
@@ -248,6 +249,11 @@ impl ApiServer {
     /// Lets the stored roles decide what users other than [`ADMIN`] may do.
     pub fn enforce_rbac(&self) {
         self.shared.change(|state| state.rbac = true);
+    }
+
+    /// Serves Gateway API's kinds from now on, as when their definitions are installed.
+    pub fn serve_gateway_api(&self) {
+        self.shared.change(|state| state.gateway_api = true);
     }
 
     /// Who asked for what so far, in order.

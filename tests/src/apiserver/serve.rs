@@ -76,7 +76,7 @@ async fn respond(
     let query = Query::parse(head.uri.query().unwrap_or_default());
     let target = match Path::parse(head.uri.path())? {
         Path::Other => {
-            return discovery::answer(&shared.state.lock().version, head.uri.path());
+            return discovery::answer(&shared.state.lock(), head.uri.path());
         }
         Path::Review(plural) => {
             strike_review(shared, plural, &user, verdict).await?;
@@ -93,6 +93,9 @@ async fn respond(
         if state.rbac && !access::allowed(&state.store, &asked) {
             state.refused.insert(asked.clone());
             return Err(status::forbidden(target.kind, &asked, &user));
+        }
+        if !state.serves(target.kind) {
+            return Err(status::unknown_path());
         }
     }
     let metadata_only = request::metadata_only(&head.headers)?;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     access::Asked,
     faults::{Cut, Rule},
-    kinds::Kind,
+    kinds::{self, Kind},
     review::Token,
     store::Store,
     write::Writer,
@@ -57,6 +57,8 @@ pub(super) struct State {
     pub(super) bookmark_every: Duration,
     /// Whether a deleted namespace stays until it is removed by the test.
     pub(super) keeps_terminating: bool,
+    /// Whether the kinds of Gateway API are there.
+    pub(super) gateway_api: bool,
     /// `gitVersion` of `/version`.
     pub(super) version: String,
     /// Where Services are, by namespace, name and port.
@@ -85,12 +87,18 @@ impl State {
             held: false,
             bookmark_every: BOOKMARKS,
             keeps_terminating: false,
+            gateway_api: false,
             version: "v1.36.2".to_owned(),
             services: HashMap::new(),
             webhook_lag: Duration::ZERO,
             condition: Arc::new(|_, _, _| true),
             pod_proxy: Arc::new(|_, _, _| (503, "no answer is set for pods".to_owned())),
         }
+    }
+
+    /// Whether a kind is there.
+    pub(super) fn serves(&self, kind: &Kind) -> bool {
+        self.gateway_api || kind.group != kinds::GATEWAY
     }
 
     /// A write of this manager, now.

@@ -11,7 +11,9 @@ pub mod affinity;
 pub mod balancer;
 pub mod breaker;
 pub mod bulkheads;
+pub mod fault;
 pub mod retry;
+pub mod route;
 pub mod timeouts;
 mod values;
 

@@ -30,8 +30,11 @@ pub(super) const KEYS: [&str; 10] = [
     BUDGET_WINDOW,
 ];
 
-/// Most sends beyond the first that can be asked for.
-const MAX_RETRIES: u32 = 10;
+/// Most sends beyond the first that can be asked for, and how many there are unasked.
+pub(in crate::index) const MAX_RETRIES: u32 = 10;
+const DEFAULT_LIMIT: u32 = 1;
+/// The first and the longest pause where nothing else is asked for.
+const BACKOFFS: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(250));
 /// Most retries per second that can always be allowed.
 const MAX_PER_SECOND: f64 = 1e6;
 
@@ -73,22 +76,51 @@ impl Default for Budget {
     }
 }
 
+impl Default for Retry {
+    /// One more send, of nothing.
+    fn default() -> Self {
+        Self {
+            http: Vec::new(),
+            grpc: Vec::new(),
+            limit: DEFAULT_LIMIT,
+            per_try_timeout: None,
+            methods: Vec::new(),
+            backoff: BACKOFFS.0,
+            max_backoff: BACKOFFS.1,
+            budget: Budget::default(),
+        }
+    }
+}
+
 /// `None` where nothing is to be sent again and no attempt has a bound of its own.
 pub(super) fn parse(
     map: &Annotations,
     warn: &mut Warnings,
 ) -> Result<Option<Retry>, InvalidAnnotation> {
-    let backoff = read(map, BACKOFF, parse_duration)?.unwrap_or(Duration::from_millis(25));
+    let retry = read_all(map)?;
+    if retry.http.is_empty() && retry.grpc.is_empty() {
+        retries_of_nothing(map, warn);
+    } else if retry.budget.ratio <= 0.0 && retry.budget.min_per_second <= 0.0 {
+        let problem = format!("0 together with {BUDGET_MIN}: 0 allows no retry at all; raise one");
+        warn.push(warning(BUDGET_RATIO, problem));
+    }
+    let asked = !retry.http.is_empty() || !retry.grpc.is_empty() || retry.per_try_timeout.is_some();
+    Ok(asked.then_some(retry))
+}
+
+/// All that the annotations say of retries, be there something to retry or not.
+pub(super) fn read_all(map: &Annotations) -> Result<Retry, InvalidAnnotation> {
+    let backoff = read(map, BACKOFF, parse_duration)?.unwrap_or(BACKOFFS.0);
     let max_backoff = read(map, MAX_BACKOFF, parse_duration)?;
     let retry = Retry {
         http: read(map, HTTP, statuses)?.unwrap_or_default(),
         grpc: read(map, GRPC, codes)?.unwrap_or_default(),
-        limit: read(map, LIMIT, limit)?.unwrap_or(1),
+        limit: read(map, LIMIT, limit)?.unwrap_or(DEFAULT_LIMIT),
         per_try_timeout: read(map, TIMEOUT, values::positive)?,
         methods: read(map, METHODS, methods)?.unwrap_or_default(),
         backoff,
         // A longer first pause alone is no contradiction: the default bound gives way.
-        max_backoff: max_backoff.unwrap_or(Duration::from_millis(250).max(backoff)),
+        max_backoff: max_backoff.unwrap_or(BACKOFFS.1.max(backoff)),
         budget: budget(map)?,
     };
     if retry.max_backoff < retry.backoff {
@@ -98,14 +130,7 @@ pub(super) fn parse(
         );
         return Err(warning(MAX_BACKOFF, problem));
     }
-    if retry.http.is_empty() && retry.grpc.is_empty() {
-        retries_of_nothing(map, warn);
-    } else if retry.budget.ratio <= 0.0 && retry.budget.min_per_second <= 0.0 {
-        let problem = format!("0 together with {BUDGET_MIN}: 0 allows no retry at all; raise one");
-        warn.push(warning(BUDGET_RATIO, problem));
-    }
-    let asked = !retry.http.is_empty() || !retry.grpc.is_empty() || retry.per_try_timeout.is_some();
-    Ok(asked.then_some(retry))
+    Ok(retry)
 }
 
 fn budget(map: &Annotations) -> Result<Budget, InvalidAnnotation> {
@@ -191,14 +216,15 @@ const CODES: [&str; 17] = [
 ];
 
 fn codes(s: &str) -> Result<Vec<u32>, String> {
-    values::list(s)
-        .map(|part| {
-            let named = CODES.iter().position(|code| *code == part).and_then(|n| u32::try_from(n).ok());
-            named.or_else(|| part.parse().ok()).filter(|code| (1..=16).contains(code)).ok_or_else(|| {
-                format!("{part:?}: use codes such as unavailable, resource-exhausted or numbers from 1 to 16")
-            })
-        })
-        .collect()
+    values::list(s).map(code).collect()
+}
+
+/// A gRPC status code of a failure, by name or number.
+pub(super) fn code(s: &str) -> Result<u32, String> {
+    let named = CODES.iter().position(|code| *code == s).and_then(|n| u32::try_from(n).ok());
+    named.or_else(|| s.parse().ok()).filter(|code| (1..=16).contains(code)).ok_or_else(|| {
+        format!("{s:?}: use codes such as unavailable, resource-exhausted or numbers from 1 to 16")
+    })
 }
 
 fn methods(s: &str) -> Result<Vec<String>, String> {

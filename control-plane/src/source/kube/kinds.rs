@@ -8,14 +8,21 @@ use k8s_openapi::{
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
-use crate::source::{Kind, Namespace, Node, Object, Pod};
+use crate::source::{
+    Kind, Namespace, Node, Object, Pod,
+    route::{GrpcRoute, HttpRoute, Route, TcpRoute, TlsRoute, WrittenGrant},
+};
 
 /// A kind as the API speaks of it.
 pub(super) trait Watched: DeserializeOwned + Send + 'static {
     /// Which it is.
     const KIND: Kind;
-    /// Where it is listed and watched in all namespaces.
-    const PATH: &'static str;
+    /// Where it is listed and watched in all namespaces. Of several, one for each version of the
+    /// API, the newest first: the first that is there is used.
+    const PATHS: &'static [&'static str];
+    /// Whether a cluster may do without it (it comes with a CustomResourceDefinition): then there
+    /// is none of it, and it is looked for again.
+    const OPTIONAL: bool = false;
     /// Whether its metadata is all that is asked for.
     const METADATA_ONLY: bool = false;
 
@@ -52,7 +59,7 @@ pub(super) struct NodeMeta {
 
 impl Watched for NamespaceMeta {
     const KIND: Kind = Kind::Namespace;
-    const PATH: &'static str = "/api/v1/namespaces";
+    const PATHS: &'static [&'static str] = &["/api/v1/namespaces"];
     const METADATA_ONLY: bool = true;
 
     fn reduce(self) -> (Option<String>, Object) {
@@ -63,7 +70,7 @@ impl Watched for NamespaceMeta {
 
 impl Watched for NodeMeta {
     const KIND: Kind = Kind::Node;
-    const PATH: &'static str = "/api/v1/nodes";
+    const PATHS: &'static [&'static str] = &["/api/v1/nodes"];
     const METADATA_ONLY: bool = true;
 
     fn reduce(self) -> (Option<String>, Object) {
@@ -74,7 +81,7 @@ impl Watched for NodeMeta {
 
 impl Watched for core::Service {
     const KIND: Kind = Kind::Service;
-    const PATH: &'static str = "/api/v1/services";
+    const PATHS: &'static [&'static str] = &["/api/v1/services"];
 
     fn reduce(self) -> (Option<String>, Object) {
         let object = Object::Service(Arc::new((&self).into()));
@@ -84,7 +91,7 @@ impl Watched for core::Service {
 
 impl Watched for core::Pod {
     const KIND: Kind = Kind::Pod;
-    const PATH: &'static str = "/api/v1/pods";
+    const PATHS: &'static [&'static str] = &["/api/v1/pods"];
 
     fn reduce(self) -> (Option<String>, Object) {
         let object = Object::Pod(Arc::new(Pod::running(&self)));
@@ -94,10 +101,88 @@ impl Watched for core::Pod {
 
 impl Watched for discovery::EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
-    const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
+    const PATHS: &'static [&'static str] = &["/apis/discovery.k8s.io/v1/endpointslices"];
 
     fn reduce(self) -> (Option<String>, Object) {
         let object = Object::EndpointSlice(Arc::new((&self).into()));
+        (self.metadata.resource_version, object)
+    }
+}
+
+/// A TLSRoute: of the same form as a TCPRoute, but another kind.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct WatchedTls(TlsRoute);
+
+/// A TCPRoute.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct WatchedTcp(TcpRoute);
+
+impl Watched for HttpRoute {
+    const KIND: Kind = Kind::HttpRoute;
+    const PATHS: &'static [&'static str] = &[
+        "/apis/gateway.networking.k8s.io/v1/httproutes",
+        "/apis/gateway.networking.k8s.io/v1beta1/httproutes",
+    ];
+    const OPTIONAL: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Route(Arc::new(Route::http(&self)));
+        (self.metadata.resource_version, object)
+    }
+}
+
+impl Watched for GrpcRoute {
+    const KIND: Kind = Kind::GrpcRoute;
+    const PATHS: &'static [&'static str] = &["/apis/gateway.networking.k8s.io/v1/grpcroutes"];
+    const OPTIONAL: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Route(Arc::new(Route::grpc(&self)));
+        (self.metadata.resource_version, object)
+    }
+}
+
+impl Watched for WatchedTls {
+    const KIND: Kind = Kind::TlsRoute;
+    const PATHS: &'static [&'static str] = &[
+        "/apis/gateway.networking.k8s.io/v1/tlsroutes",
+        "/apis/gateway.networking.k8s.io/v1alpha3/tlsroutes",
+        "/apis/gateway.networking.k8s.io/v1alpha2/tlsroutes",
+    ];
+    const OPTIONAL: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Route(Arc::new(Route::tls(&self.0)));
+        (self.0.metadata.resource_version, object)
+    }
+}
+
+impl Watched for WatchedTcp {
+    const KIND: Kind = Kind::TcpRoute;
+    const PATHS: &'static [&'static str] = &[
+        "/apis/gateway.networking.k8s.io/v1/tcproutes",
+        "/apis/gateway.networking.k8s.io/v1alpha2/tcproutes",
+    ];
+    const OPTIONAL: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::Route(Arc::new(Route::tcp(&self.0)));
+        (self.0.metadata.resource_version, object)
+    }
+}
+
+impl Watched for WrittenGrant {
+    const KIND: Kind = Kind::ReferenceGrant;
+    const PATHS: &'static [&'static str] = &[
+        "/apis/gateway.networking.k8s.io/v1/referencegrants",
+        "/apis/gateway.networking.k8s.io/v1beta1/referencegrants",
+    ];
+    const OPTIONAL: bool = true;
+
+    fn reduce(self) -> (Option<String>, Object) {
+        let object = Object::ReferenceGrant(Arc::new((&self).into()));
         (self.metadata.resource_version, object)
     }
 }

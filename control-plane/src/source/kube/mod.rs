@@ -1,4 +1,4 @@
-//! Objects from a Kubernetes API: five watches, one stream of batches.
+//! Objects from a Kubernetes API: a watch for each kind, one stream of batches.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -12,14 +12,17 @@ use kube::Client;
 use remora_core::drain;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Event, Key, Kind, Object};
+use super::{
+    Event, Key, Kind, Object,
+    route::{GrpcRoute, HttpRoute, WrittenGrant},
+};
 
 mod kinds;
 mod reflector;
 mod request;
 mod status;
 
-use kinds::{NamespaceMeta, NodeMeta};
+use kinds::{NamespaceMeta, NodeMeta, WatchedTcp, WatchedTls};
 use reflector::{Told, reflect};
 use status::KINDS;
 pub use status::{KindStatus, Status};
@@ -52,6 +55,11 @@ pub async fn watch(
         reflect::<core::Service>(shared()).boxed(),
         reflect::<EndpointSlice>(shared()).boxed(),
         reflect::<core::Pod>(shared()).boxed(),
+        reflect::<HttpRoute>(shared()).boxed(),
+        reflect::<GrpcRoute>(shared()).boxed(),
+        reflect::<WatchedTls>(shared()).boxed(),
+        reflect::<WatchedTcp>(shared()).boxed(),
+        reflect::<WrittenGrant>(shared()).boxed(),
     ];
     let mut told = stream::select_all(streams);
     let mut first = Some(First::default());

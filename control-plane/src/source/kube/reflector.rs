@@ -5,6 +5,11 @@
 //! Only where the API has forgotten what followed that version (410) is there another list; what is
 //! known stays in force until the new list is complete.
 //!
+//! A kind that a cluster may do without is looked for under each of its versions. Where it is under
+//! none, there is none of it, which is told as an empty list, and it is looked for again every
+//! [`LOOK`]. One that was there has to be missed several times: of several API servers, one that
+//! has just started may not have heard of its definition.
+//!
 //! This is not `kube::runtime::watcher` because of what it does with a bad server or way there: it
 //! takes the lines of an error page for events, begins a watch that ends at once anew without a
 //! pause, and cannot tell a quiet watch from a dead one.
@@ -17,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     kinds::{Reduced, Watched},
-    request::{self, Failure, Lines},
+    request::{self, Failure, Lines, Page},
     status::{Status, plural},
 };
 use crate::source::{Event, Kind, Name, Object};
@@ -37,6 +42,12 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Longest pause that the API can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
+/// Time between two looks for a kind that is not there; up to half of it more by chance.
+const LOOK: Duration = Duration::from_secs(20);
+
+/// Looks in a row that must miss a kind that was there.
+const MISSED: u32 = 3;
+
 /// What a reflector tells.
 #[derive(Debug)]
 pub(super) enum Told {
@@ -51,8 +62,18 @@ pub(super) fn reflect<K: Watched>(
     (client, status, rng): (Client, Arc<Status>, fastrand::Rng),
 ) -> impl Stream<Item = Told> + Send {
     let known = HashMap::new();
-    let reflector =
-        Reflector { client, status, rng, known, phase: Phase::List, failures: 0, silent: 0 };
+    let reflector = Reflector {
+        client,
+        status,
+        rng,
+        known,
+        path: K::PATHS[0],
+        listed: false,
+        missed: 0,
+        phase: Phase::List,
+        failures: 0,
+        silent: 0,
+    };
     stream::unfold(reflector, |mut reflector| async {
         let told = reflector.next::<K>().await;
         Some((told, reflector))
@@ -66,6 +87,12 @@ struct Reflector {
     /// What was told last. The index has the same objects: a new list thus costs the memory of
     /// what changed, and what changed in fields that nobody reads (most of it) is not told.
     known: HashMap<Name, Object>,
+    /// Where the kind is: one of [`Watched::PATHS`].
+    path: &'static str,
+    /// Whether anything was told, be it that there is nothing.
+    listed: bool,
+    /// Looks in a row that found no such kind.
+    missed: u32,
     phase: Phase,
     /// In a row.
     failures: u32,
@@ -75,8 +102,17 @@ struct Reflector {
 
 enum Phase {
     List,
-    Open { version: String },
-    Watch { version: String, lines: Lines, opened: Instant, heard: bool },
+    /// There is no such kind.
+    Absent,
+    Open {
+        version: String,
+    },
+    Watch {
+        version: String,
+        lines: Lines,
+        opened: Instant,
+        heard: bool,
+    },
 }
 
 /// How a watch went on.
@@ -93,6 +129,10 @@ impl Reflector {
         loop {
             let (verb, result) = match &self.phase {
                 Phase::List => ("list", self.list::<K>().await),
+                Phase::Absent => {
+                    sleep(LOOK.mul_f64(1.0 + self.rng.f64() / 2.0)).await;
+                    ("list", self.list::<K>().await)
+                }
                 Phase::Open { .. } => ("watch", self.open::<K>().await),
                 Phase::Watch { .. } => ("watch", self.step::<K>().await),
             };
@@ -105,21 +145,50 @@ impl Reflector {
     }
 
     async fn list<K: Watched>(&mut self) -> Result<Option<Told>, Failure> {
+        let Some(mut page) = self.first_page::<K>().await? else { return Ok(self.absent::<K>()) };
         let mut objects = Vec::new();
-        let mut page = request::page::<K>(&self.client, None).await?;
         let version = page.version().ok_or(Failure::Versionless)?.to_owned();
         loop {
             let more = page.more().map(str::to_owned);
             objects.extend(page.items.into_iter().map(|item| self.shared(item.object)));
             let Some(more) = more else { break };
-            page = request::page::<K>(&self.client, Some(&more)).await?;
+            page = request::page::<K>(&self.client, self.path, Some(&more)).await?;
         }
         tracing::debug!(kind = plural(K::KIND), objects = objects.len(), version, "listed");
         self.status.listed(K::KIND, objects.len(), Instant::now());
         self.known = objects.iter().map(|o| (o.name().clone(), o.clone())).collect();
-        self.silent = 0;
+        (self.silent, self.missed) = (0, 0);
+        self.listed = true;
         self.phase = Phase::Open { version };
         Ok(Some(Told::Listed(K::KIND, objects)))
+    }
+
+    /// From the newest version that is there; `None` where none is and the kind is optional.
+    async fn first_page<K: Watched>(&mut self) -> Result<Option<Page<K>>, Failure> {
+        for path in K::PATHS {
+            self.path = path;
+            match request::page::<K>(&self.client, path, None).await {
+                Err(failure) if K::OPTIONAL && failure.is_unknown() => {}
+                page => return page.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// There is none of a kind that the cluster does not have; told once.
+    fn absent<K: Watched>(&mut self) -> Option<Told> {
+        self.phase = Phase::Absent;
+        self.failures = 0;
+        self.missed += 1;
+        self.status.heard(K::KIND, Instant::now());
+        if self.listed && (self.known.is_empty() || self.missed < MISSED) {
+            return None;
+        }
+        tracing::debug!(kind = plural(K::KIND), "the API server has no such kind");
+        self.listed = true;
+        self.known.clear();
+        self.status.listed(K::KIND, 0, Instant::now());
+        Some(Told::Listed(K::KIND, Vec::new()))
     }
 
     /// The object as it is known, where it is the same.
@@ -130,7 +199,7 @@ impl Reflector {
     async fn open<K: Watched>(&mut self) -> Result<Option<Told>, Failure> {
         let Phase::Open { version } = &self.phase else { return Ok(None) };
         let lifetime = Duration::from_secs(self.rng.u64(LIFETIME.0..=LIFETIME.1));
-        let lines = request::open::<K>(&self.client, version, lifetime).await?;
+        let lines = request::open::<K>(&self.client, self.path, version, lifetime).await?;
         self.status.heard(K::KIND, Instant::now());
         let version = version.clone();
         self.phase = Phase::Watch { version, lines, opened: Instant::now(), heard: false };
@@ -194,6 +263,11 @@ impl Reflector {
 
     async fn failed<K: Watched>(&mut self, verb: &str, failure: &Failure) {
         let now = Instant::now();
+        if K::OPTIONAL && failure.is_unknown() {
+            // Its definition has gone, or this version of it.
+            self.phase = Phase::List;
+            return self.pause(None).await;
+        }
         self.phase = match std::mem::replace(&mut self.phase, Phase::List) {
             Phase::Open { version } if !failure.is_gone() => Phase::Open { version },
             Phase::Watch { version, opened, .. } => {

@@ -48,6 +48,11 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// Whether there is no such kind.
+    pub(super) fn is_unknown(&self) -> bool {
+        matches!(self, Self::Refused { code: 404, .. })
+    }
+
     /// Whether what was asked for is forgotten, so that only a new list helps.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Refused { code: 410, .. })
@@ -135,6 +140,7 @@ impl<K: Watched> Page<K> {
 /// Asks for a page; the first, or the one that a token names.
 pub(super) async fn page<K: Watched>(
     client: &Client,
+    path: &str,
     more: Option<&str>,
 ) -> Result<Page<K>, Failure> {
     let params = ListParams {
@@ -142,7 +148,7 @@ pub(super) async fn page<K: Watched>(
         continue_token: more.map(str::to_owned),
         ..ListParams::default()
     };
-    let request = Request::new(K::PATH);
+    let request = Request::new(path);
     let request =
         if K::METADATA_ONLY { request.list_metadata(&params) } else { request.list(&params) };
     let answer = async {
@@ -156,12 +162,13 @@ pub(super) async fn page<K: Watched>(
 /// Opens a watch that continues from a version and that the API ends after `lifetime`.
 pub(super) async fn open<K: Watched>(
     client: &Client,
+    path: &str,
     version: &str,
     lifetime: Duration,
 ) -> Result<Lines, Failure> {
     let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
     let params = WatchParams { bookmarks: true, timeout: Some(seconds), ..WatchParams::default() };
-    let request = Request::new(K::PATH);
+    let request = Request::new(path);
     let request = if K::METADATA_ONLY {
         request.watch_metadata(&params, version)
     } else {

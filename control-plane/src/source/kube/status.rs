@@ -8,8 +8,18 @@ use tokio::time::Instant;
 use crate::source::Kind;
 
 /// The kinds that are watched, in the order in which readiness asks for them.
-pub(super) const KINDS: [Kind; 5] =
-    [Kind::Namespace, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod];
+pub(super) const KINDS: [Kind; 10] = [
+    Kind::Namespace,
+    Kind::Node,
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::Pod,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
+    Kind::ReferenceGrant,
+];
 
 /// How often the same failure is logged.
 const REPEAT: Duration = Duration::from_secs(60);
@@ -133,5 +143,10 @@ pub(super) fn plural(kind: Kind) -> &'static str {
         Kind::Pod => "pods",
         Kind::Deployment => "deployments",
         Kind::EndpointSlice => "endpointslices",
+        Kind::HttpRoute => "httproutes",
+        Kind::GrpcRoute => "grpcroutes",
+        Kind::TlsRoute => "tlsroutes",
+        Kind::TcpRoute => "tcproutes",
+        Kind::ReferenceGrant => "referencegrants",
     }
 }

@@ -216,7 +216,8 @@ async fn nothing_is_applied_before_every_kind_has_its_first_list() {
     );
     api.script(PODS, [list("9", &[pod("p", "8")])]);
     let first = source.next().await;
-    assert_eq!(first, ["=Namespace ", "=Node ", "=Service b,c", "=Pod p", "=EndpointSlice "]);
+    let core = ["=Namespace ", "=Node ", "=Service b,c", "=Pod p", "=EndpointSlice "];
+    assert_eq!(first[..5], core);
     assert_eq!(source.status.waiting(), None);
 }
 
@@ -404,4 +405,61 @@ async fn pages_make_one_list_and_an_expired_page_begins_it_again() {
     let asked = source.pods_asked();
     assert!(asked[1].contains("continue=T1") && asked[3].contains("continue=T2"), "{asked:?}");
     assert!(asked[4].ends_with("resourceVersion=6"), "{asked:?}");
+}
+
+const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
+const OLD_ROUTES: &str = "/apis/gateway.networking.k8s.io/v1beta1/httproutes";
+
+fn no_such_kind() -> Answer {
+    Answer::Whole(404, None, "404 page not found\n".to_owned())
+}
+
+fn route(name: &str, version: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "resourceVersion": version},
+        "spec": {"parentRefs": []}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_the_cluster_does_not_have_holds_nothing_up_and_is_found_later() {
+    let api = Api::default();
+    let (_frames, watch) = watching();
+    api.script(ROUTES, (0..5).map(|_| no_such_kind()));
+    api.script(ROUTES, [list("9", &[route("a", "8")]), watch]);
+    api.script(OLD_ROUTES, (0..5).map(|_| no_such_kind()));
+    let mut source = Source::start(&api);
+    let start = Instant::now();
+    assert!(source.next().await.contains(&"=HTTPRoute ".to_owned()));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!((source.status.waiting(), source.status.kinds()[5].1.errors), (None, 0));
+    assert_eq!(source.next().await, ["=HTTPRoute a"]);
+    let looked = api.asked(ROUTES)[1].0 - api.asked(ROUTES)[0].0;
+    assert!((20..31).contains(&looked.as_secs()), "{looked:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_version_of_a_kind_will_do() {
+    let api = Api::default();
+    let (frames, watch) = watching();
+    api.script(ROUTES, [no_such_kind()]);
+    api.script(OLD_ROUTES, [list("9", &[route("a", "8")]), watch]);
+    let mut source = Source::start(&api);
+    assert!(source.next().await.contains(&"=HTTPRoute a".to_owned()));
+    say(&frames, &line("ADDED", route("b", "10")));
+    assert_eq!(source.next().await, ["+HTTPRoute shop/b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_goes_is_missed_several_times_before_it_is_believed() {
+    let api = Api::default();
+    let (frames, watch) = watching();
+    api.script(ROUTES, [list("1", &[route("a", "1")]), watch]);
+    api.script(ROUTES, (0..50).map(|_| no_such_kind()));
+    api.script(OLD_ROUTES, (0..50).map(|_| no_such_kind()));
+    let mut source = Source::start(&api);
+    source.next().await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let start = Instant::now();
+    drop(frames);
+    assert_eq!(source.next().await, ["=HTTPRoute "]);
+    assert!(start.elapsed() > Duration::from_secs(40), "{:?}", start.elapsed());
 }

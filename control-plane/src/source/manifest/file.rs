@@ -17,6 +17,7 @@ use super::{
     document::{self, Node},
     validate,
 };
+use crate::source::route::{self, Written};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -151,6 +152,9 @@ impl Reading {
         else {
             return;
         };
+        if let Some((route::GROUP, _)) = version.split_once('/') {
+            return self.gateway(node, version, kind);
+        }
         match (version, kind) {
             ("v1", "List") => {
                 for item in node.field("items").and_then(Node::items).unwrap_or_default() {
@@ -174,20 +178,49 @@ impl Reading {
                 let line = node.line_of("apiVersion");
                 self.problem(line, "apiVersion", problem, format!("use {right}"));
             }
-            _ => {
-                let problem = format!("{version} {kind} is not used here and left out");
-                let mend = "nothing to do if it is meant for a cluster".to_owned();
-                let warning = self.at(node.line_of("kind"), "kind", problem, mend);
-                self.parsed.warnings.push(warning);
-            }
+            _ => self.left_out(node, version, kind),
         }
     }
 
-    fn object<K, W>(&mut self, node: &Node, wrap: W)
+    /// Of Gateway API. Its versions differ in no field that is read here.
+    fn gateway(&mut self, node: &Node, version: &str, kind: &str) {
+        match kind {
+            "HTTPRoute" => self.written(node, Object::HttpRoute),
+            "GRPCRoute" => self.written(node, Object::GrpcRoute),
+            "TLSRoute" => self.written(node, Object::TlsRoute),
+            "TCPRoute" => self.written(node, Object::TcpRoute),
+            "ReferenceGrant" => self.written(node, Object::ReferenceGrant),
+            _ => self.left_out(node, version, kind),
+        }
+    }
+
+    fn left_out(&mut self, node: &Node, version: &str, kind: &str) {
+        let problem = format!("{version} {kind} is not used here and left out");
+        let mend = "nothing to do if it is meant for a cluster".to_owned();
+        let warning = self.at(node.line_of("kind"), "kind", problem, mend);
+        self.parsed.warnings.push(warning);
+    }
+
+    fn object<K>(&mut self, node: &Node, wrap: impl FnOnce(Arc<K>) -> Object)
     where
         K: DeserializeOwned + Serialize + k8s_openapi::Metadata<Ty = ObjectMeta>,
-        W: FnOnce(Arc<K>) -> Object,
     {
+        self.typed(node, K::metadata_mut, wrap);
+    }
+
+    fn written<S>(&mut self, node: &Node, wrap: impl FnOnce(Arc<Written<S>>) -> Object)
+    where
+        S: DeserializeOwned + Serialize,
+    {
+        self.typed(node, |object: &mut Written<S>| &mut object.metadata, wrap);
+    }
+
+    fn typed<K: DeserializeOwned + Serialize>(
+        &mut self,
+        node: &Node,
+        metadata: impl FnOnce(&mut K) -> &mut ObjectMeta,
+        wrap: impl FnOnce(Arc<K>) -> Object,
+    ) {
         let value = node.to_value();
         let mut typed: K = match serde_path_to_error::deserialize(&value) {
             Ok(typed) => typed,
@@ -199,7 +232,7 @@ impl Reading {
             }
         };
         let cluster_scoped = node.field("kind").and_then(Node::text) == Some("Namespace");
-        let namespace = &mut typed.metadata_mut().namespace;
+        let namespace = &mut metadata(&mut typed).namespace;
         match cluster_scoped {
             true => *namespace = None,
             false => _ = namespace.get_or_insert_with(|| "default".to_owned()),

@@ -11,7 +11,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::source::{self, Key, Kind};
+use crate::source::{
+    self, Key, Kind,
+    route::{GrpcRoute, HttpRoute, Route, TcpRoute, TlsRoute, WrittenGrant},
+};
 
 /// An object of one of the kinds that are read from manifests. Cloning shares it.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +29,16 @@ pub enum Object {
     Deployment(Arc<Deployment>),
     /// A `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// A `gateway.networking.k8s.io` HTTPRoute.
+    HttpRoute(Arc<HttpRoute>),
+    /// A `gateway.networking.k8s.io` GRPCRoute.
+    GrpcRoute(Arc<GrpcRoute>),
+    /// A `gateway.networking.k8s.io` TLSRoute.
+    TlsRoute(Arc<TlsRoute>),
+    /// A `gateway.networking.k8s.io` TCPRoute.
+    TcpRoute(Arc<TcpRoute>),
+    /// A `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant(Arc<WrittenGrant>),
 }
 
 impl Object {
@@ -49,6 +62,11 @@ impl Object {
             Self::Service(o) => source::Object::Service(Arc::new((&**o).into())),
             Self::Pod(o) => source::Object::Pod(Arc::new(source::Pod::described(o))),
             Self::EndpointSlice(o) => source::Object::EndpointSlice(Arc::new((&**o).into())),
+            Self::HttpRoute(o) => source::Object::Route(Arc::new(Route::http(o))),
+            Self::GrpcRoute(o) => source::Object::Route(Arc::new(Route::grpc(o))),
+            Self::TlsRoute(o) => source::Object::Route(Arc::new(Route::tls(o))),
+            Self::TcpRoute(o) => source::Object::Route(Arc::new(Route::tcp(o))),
+            Self::ReferenceGrant(o) => source::Object::ReferenceGrant(Arc::new((&**o).into())),
             Self::Deployment(_) => return None,
         })
     }
@@ -62,6 +80,11 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::Deployment(_) => Kind::Deployment,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 
@@ -74,6 +97,10 @@ impl Object {
             Self::Pod(o) => &o.metadata,
             Self::Deployment(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
+            Self::HttpRoute(o) => &o.metadata,
+            Self::GrpcRoute(o) => &o.metadata,
+            Self::TlsRoute(o) | Self::TcpRoute(o) => &o.metadata,
+            Self::ReferenceGrant(o) => &o.metadata,
         }
     }
 }

@@ -256,3 +256,59 @@ fn a_new_state_becomes_the_difference_and_a_bad_one_changes_nothing() {
     fs::write(path.join("a.yaml"), SERVICE).unwrap();
     assert_eq!(changed(differ.load()), ["-Pod shop/orders-0"]);
 }
+
+const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: orders
+  namespace: shop
+spec:
+  parentRefs:
+  - group: \"\"
+    kind: Service
+    name: orders
+  rules:
+  - matches:
+    - path:
+        value: /a
+    backendRefs:
+    - name: orders
+      port: 80
+    timeouts:
+      request: 1s
+";
+
+#[test]
+fn a_route_is_read_without_a_word() {
+    let dir = dir(&[("a.yaml", ROUTE)]);
+    let loaded = load(&[dir.path().to_owned()]).unwrap();
+    assert_eq!(loaded.warnings, []);
+    let objects = loaded.resolved();
+    let [source::Object::Route(route)] = &objects.values().collect::<Vec<_>>()[..] else {
+        panic!("{objects:?}")
+    };
+    assert_eq!((route.kind(), route.parents.len()), (Kind::HttpRoute, 1));
+}
+
+#[test]
+fn what_an_api_server_would_refuse_of_a_route_is_told() {
+    let text = ROUTE
+        .replace("  - group: \"\"\n    kind: Service", "  - kind: Service")
+        .replace("value: /a", "type: Glob\n        value: a")
+        .replace("      port: 80", "      weight: -1\n    filters:\n    - type: RequestRedirect")
+        .replace("request: 1s", "request: 1s\n      backendRequest: 2s")
+        .replace("rules:", "rule: x\n  rules:");
+    assert_eq!(
+        problems(&text),
+        [
+            "a.yaml:8: spec.parentRefs[0].group: missing; add group: \"\" for a Service",
+            "a.yaml:14: spec.rules[0].matches[0].path.type: \"Glob\" is not known; use Exact, PathPrefix, RegularExpression",
+            "a.yaml:15: spec.rules[0].matches[0].path.value: \"a\" is no path; begin it with /",
+            "a.yaml:20: spec.rules[0].filters[0].requestRedirect: missing; add it, or change the type",
+            "a.yaml:17: spec.rules[0].backendRefs[0].port: missing; add the Service's port",
+            "a.yaml:18: spec.rules[0].backendRefs[0].weight: -1 is no weight; use a number from 0 to 1000000",
+            "a.yaml:16: spec.rules[0].backendRefs: a redirect has no backend; remove it, or the redirect",
+            "a.yaml:23: spec.rules[0].timeouts.backendRequest: longer than that of the whole request; make it shorter",
+        ]
+    );
+}

@@ -15,6 +15,8 @@ use k8s_openapi::{
 use super::{Object, expand::MAX_REPLICAS};
 use crate::source::object::CLIENT_IP_TIMEOUTS;
 
+mod routes;
+
 /// A field that cannot be used: its path, what is wrong and the mend.
 #[derive(Debug)]
 pub(super) struct Finding {
@@ -41,6 +43,12 @@ pub(super) fn check(object: &Object) -> Findings {
         Object::Pod(pod) => check_pod(&mut out, pod),
         Object::Deployment(deployment) => check_deployment(&mut out, deployment),
         Object::EndpointSlice(slice) => check_slice(&mut out, slice),
+        Object::HttpRoute(route) => routes::check_http(&mut out, &route.spec),
+        Object::GrpcRoute(route) => routes::check_grpc(&mut out, &route.spec),
+        Object::TlsRoute(route) | Object::TcpRoute(route) => {
+            routes::check_stream(&mut out, &route.spec);
+        }
+        Object::ReferenceGrant(grant) => routes::check_grant(&mut out, &grant.spec),
     }
     out
 }
