@@ -108,6 +108,12 @@ impl HeaderSize {
     pub fn bytes(self) -> u32 {
         self.0
     }
+
+    /// So many bytes more, for what is added on the way.
+    #[must_use]
+    pub fn with_room_for(self, bytes: u32) -> Self {
+        Self(self.0.saturating_add(bytes))
+    }
 }
 
 impl Default for HeaderSize {

@@ -81,11 +81,11 @@ pub enum Error {
     /// The response's head took too long.
     #[error("no response head within {0:?} (timeout.remora.io/response)")]
     ResponseTimeout(Duration),
-    /// A body paused for too long, and the client is to blame.
-    #[error("the client sent or took nothing of a body for {0:?} (timeout.remora.io/idle)")]
+    /// A body, or a connection of bytes, paused for too long, and it was the client's turn.
+    #[error("the client sent or took nothing for {0:?} (timeout.remora.io/idle)")]
     ClientIdle(Duration),
-    /// A body paused for too long, and the upstream is to blame.
-    #[error("the upstream sent or took nothing of a body for {0:?} (timeout.remora.io/idle)")]
+    /// The same, and it was the upstream's turn.
+    #[error("the upstream sent or took nothing for {0:?} (timeout.remora.io/idle)")]
     UpstreamIdle(Duration),
     /// The upstream connection broke after the request was sent.
     #[error("{addr} broke the connection before it answered: {detail}")]
@@ -97,13 +97,22 @@ pub enum Error {
         /// Whether an application may have seen the request.
         sent: Sent,
     },
+    /// The upstream answered by resetting the request's stream (HTTP/2), which says something of its
+    /// own; the client's stream ends in the same way.
+    #[error("{addr} reset the stream before it answered: {code}")]
+    StreamReset {
+        /// Who was called.
+        addr: SocketAddr,
+        /// The code.
+        code: h2::Reason,
+    },
     /// The inbound proxy of the endpoint says that its application did not get the request.
-    #[error("the proxy at {addr} could not hand the request to its application ({reason})")]
+    #[error("the proxy at {addr} could not hand the request to its application ({})", reason.as_str())]
     NotDelivered {
         /// Who was called.
         addr: SocketAddr,
-        /// Its reason word.
-        reason: String,
+        /// Why not.
+        reason: Reason,
     },
     /// The control plane did not say in time what the destination is.
     #[error("the control plane did not say within {after:?} what {target} is")]
@@ -158,6 +167,7 @@ impl Error {
         match self {
             Self::UpstreamReset { sent, .. } => *sent,
             Self::RequestTimeout(_) | Self::ResponseTimeout(_) => Sent::Maybe,
+            Self::StreamReset { .. } => Sent::Maybe,
             Self::ClientIdle(_) | Self::UpstreamIdle(_) => Sent::Maybe,
             Self::BadResponse { .. } => Sent::Yes,
             _ => Sent::No,
@@ -173,17 +183,21 @@ impl Error {
             | Self::AllEjected { .. }
             | Self::Connect { .. }
             | Self::NoCertificate { .. }
-            | Self::NotDelivered { .. }
             | Self::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotDelivered { reason: Reason::ConnectTimeout, .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::NotDelivered { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout { .. }
             | Self::RequestTimeout(_)
             | Self::ResponseTimeout(_)
             | Self::UpstreamIdle(_)
             | Self::DiscoveryTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientIdle(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Tls { .. } | Self::UpstreamReset { .. } | Self::BadResponse { .. } => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::Tls { .. }
+            | Self::UpstreamReset { .. }
+            | Self::StreamReset { .. }
+            | Self::BadResponse { .. } => StatusCode::BAD_GATEWAY,
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Refused(refusal) => refusal.status(),
@@ -199,6 +213,7 @@ impl Error {
             StatusCode::FORBIDDEN => 7,
             StatusCode::NOT_FOUND => 12,
             StatusCode::BAD_REQUEST => 13,
+            StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => 8,
             _ => 14,
         }
     }
@@ -228,8 +243,10 @@ impl Error {
             Self::Tls { .. } | Self::NoCertificate { .. } => Reason::TlsFailed,
             Self::RequestTimeout(_) | Self::ClientIdle(_) => Reason::RequestTimeout,
             Self::ResponseTimeout(_) | Self::UpstreamIdle(_) => Reason::ResponseTimeout,
-            Self::UpstreamReset { .. } | Self::BadResponse { .. } => Reason::UpstreamReset,
-            Self::NotDelivered { .. } => Reason::ConnectFailed,
+            Self::UpstreamReset { .. } | Self::StreamReset { .. } | Self::BadResponse { .. } => {
+                Reason::UpstreamReset
+            }
+            Self::NotDelivered { reason, .. } => *reason,
             Self::DiscoveryTimeout { .. } => Reason::DiscoveryTimeout,
             Self::Overloaded(_) => Reason::Overloaded,
             Self::Denied(_) => Reason::Denied,

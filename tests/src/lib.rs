@@ -5,6 +5,8 @@
 //! - [`sidecar`] one proxy on threads of its own, and what its admin endpoint shows;
 //! - [`wire`] both ends of a connection, byte for byte;
 //! - [`origin`] HTTP servers and clients that count;
+//! - [`grpc`] messages and endings of gRPC;
+//! - [`streams`] HTTP/2 stream by stream, [`frames`] frame by frame;
 //! - [`wait`] waiting for events within a bound;
 //! - [`apiserver`] a double of the Kubernetes API;
 //! - [`address`] loopback addresses that no other mesh on this machine uses.
@@ -14,8 +16,11 @@
 
 pub mod address;
 pub mod apiserver;
+pub mod frames;
+pub mod grpc;
 pub mod mesh;
 pub mod origin;
 pub mod sidecar;
+pub mod streams;
 pub mod wait;
 pub mod wire;

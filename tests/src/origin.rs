@@ -43,6 +43,9 @@ pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
+/// What both ends of HTTP/2 take for a head; the proxies' limits are what is looked at.
+const HEADER_LIST: u32 = 1 << 20;
+
 /// What a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speaks {
@@ -92,8 +95,9 @@ impl Origin {
                             conn::http1::Builder::new().serve_connection(io, service).await
                         }
                         Speaks::H2 => {
-                            let exec = TokioExecutor::new();
-                            conn::http2::Builder::new(exec).serve_connection(io, service).await
+                            let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+                            builder.max_header_list_size(HEADER_LIST);
+                            builder.serve_connection(io, service).await
                         }
                     };
                 });
@@ -137,8 +141,9 @@ pub async fn h1(addr: SocketAddr) -> http1::SendRequest<Body> {
 /// Where it cannot be made.
 pub async fn h2(addr: SocketAddr) -> http2::SendRequest<Body> {
     let stream = within("a dial", TcpStream::connect(addr)).await.expect("connected");
-    let exec = TokioExecutor::new();
-    let (sender, connection) = http2::handshake(exec, TokioIo::new(stream)).await.expect("HTTP/2");
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.max_header_list_size(HEADER_LIST);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.expect("HTTP/2");
     tokio::spawn(connection);
     sender
 }

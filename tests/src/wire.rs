@@ -119,11 +119,21 @@ impl Wire {
     /// # Panics
     /// Where the connection ends before.
     pub async fn exactly(&mut self, n: usize) -> Vec<u8> {
+        let got = self.try_exactly(n).await;
+        got.unwrap_or_else(|error| panic!("{error} after {} of {n} bytes", self.seen.len()))
+    }
+
+    /// So many bytes.
+    ///
+    /// # Errors
+    /// Where the connection ends before.
+    pub async fn try_exactly(&mut self, n: usize) -> io::Result<Vec<u8>> {
         while self.seen.len() < n {
-            let got = self.more("bytes").await.expect("read");
-            assert!(got > 0, "ended after {} of {n} bytes", self.seen.len());
+            if self.more("bytes").await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
-        self.seen.split_to(n).to_vec()
+        Ok(self.seen.split_to(n).to_vec())
     }
 
     /// Exactly this text.

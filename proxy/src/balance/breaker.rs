@@ -28,6 +28,8 @@ pub struct Breaker {
     epoch: Instant,
     word: AtomicU64,
     window: Window,
+    /// Requests that succeeded, probes included.
+    successes: AtomicU64,
     /// For people, not for decisions.
     reason: AtomicU8,
     since: AtomicU64,
@@ -104,6 +106,17 @@ impl Ticket {
     }
 }
 
+/// A probe whose answer has begun; it closed the breaker before it was over.
+#[derive(Debug)]
+pub struct Trust {
+    /// The generation that it began.
+    generation: u32,
+    /// Successes until then.
+    successes: u64,
+    /// Trips before it.
+    streak: u32,
+}
+
 impl Breaker {
     /// A closed breaker.
     #[must_use]
@@ -112,6 +125,7 @@ impl Breaker {
             epoch: now,
             word: AtomicU64::new(Word::CLOSED.pack()),
             window: Window::default(),
+            successes: AtomicU64::new(0),
             reason: AtomicU8::new(0),
             since: AtomicU64::new(0),
             trips: AtomicU32::new(0),
@@ -144,9 +158,14 @@ impl Breaker {
     /// Why it is not closed.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
-        match (self.is_closed(), self.reason.load(Ordering::Relaxed)) {
-            (true, _) | (_, 0) => None,
-            (_, 1) => Some(Reason::ConsecutiveFailures),
+        if self.is_closed() { None } else { self.last_reason() }
+    }
+
+    /// Why it opened last.
+    fn last_reason(&self) -> Option<Reason> {
+        match self.reason.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Reason::ConsecutiveFailures),
             _ => Some(Reason::SuccessRate),
         }
     }
@@ -224,6 +243,42 @@ impl Breaker {
         self.record_closed(word.generation, health, now, policy, rng)
     }
 
+    /// A probe's answer has begun, and may go on for hours: it closes the breaker now.
+    /// [`Self::disappoint`] is for one that does not end well. `None` where the probe decides nothing.
+    pub fn trust(&self, probe: &Ticket, policy: Option<&BreakerPolicy>) -> Option<Trust> {
+        let word = self.word();
+        let due = word.phase == Phase::Probing && word.generation == probe.generation;
+        if !due || !probe.probe || policy.is_none() {
+            return None;
+        }
+        // Before closing: nobody counts into the window until then.
+        self.window.clear();
+        let (closed, successes) = (word.closed(), self.successes.load(Ordering::Acquire));
+        let (generation, streak) = (closed.generation, word.streak);
+        self.exchange(word, closed).then_some(Trust { generation, successes, streak })
+    }
+
+    /// A probe that was trusted has failed after all: the breaker opens as it would have then, unless
+    /// others have succeeded since, who make it a failure like any other.
+    pub fn disappoint(
+        &self,
+        trust: &Trust,
+        now: Instant,
+        policy: Option<&BreakerPolicy>,
+        rng: &mut fastrand::Rng,
+    ) -> Option<Ejection> {
+        let (policy, word) = (policy?, self.word());
+        if word.phase != Phase::Closed || word.generation != trust.generation {
+            return None;
+        }
+        if self.successes.load(Ordering::Acquire) != trust.successes {
+            return self.record_closed(word.generation, Health::Bad, now, policy, rng);
+        }
+        let reason = self.last_reason().unwrap_or(Reason::ConsecutiveFailures);
+        let before = Word { phase: Phase::Probing, streak: trust.streak, ..word };
+        self.open((word, before), reason, now, policy, rng)
+    }
+
     fn record_probe(
         &self,
         ticket: &Ticket,
@@ -237,13 +292,12 @@ impl Breaker {
             return None;
         }
         if health == Health::Good {
-            // Before closing: nobody counts into the window until then.
-            self.window.clear();
-            self.exchange(word, word.closed());
+            self.trust(ticket, Some(policy));
+            self.successes.fetch_add(1, Ordering::AcqRel);
             return None;
         }
-        let reason = self.reason().unwrap_or(Reason::ConsecutiveFailures);
-        self.open(word, reason, now, policy, rng)
+        let reason = self.last_reason().unwrap_or(Reason::ConsecutiveFailures);
+        self.open((word, word), reason, now, policy, rng)
     }
 
     fn record_closed(
@@ -255,6 +309,9 @@ impl Breaker {
         rng: &mut fastrand::Rng,
     ) -> Option<Ejection> {
         let rate_is_low = self.count(health, now, policy);
+        if health == Health::Good {
+            self.successes.fetch_add(1, Ordering::AcqRel);
+        }
         loop {
             let word = self.word();
             if word.phase != Phase::Closed || word.generation != generation {
@@ -274,7 +331,7 @@ impl Breaker {
                 None
             };
             if let Some(reason) = reason {
-                if let Some(ejection) = self.open(word, reason, now, policy, rng) {
+                if let Some(ejection) = self.open((word, word), reason, now, policy, rng) {
                     return Some(ejection);
                 }
             } else if run == word.value || self.exchange(word, Word { value: run, ..word }) {
@@ -297,28 +354,29 @@ impl Breaker {
             && rate < policy.success_rate_threshold
     }
 
-    /// Opens it, unless somebody else changed the word.
+    /// Opens it, unless somebody else changed the word; `before` is what it was as far as the penalty is
+    /// concerned.
     fn open(
         &self,
-        word: Word,
+        (word, before): (Word, Word),
         reason: Reason,
         now: Instant,
         policy: &BreakerPolicy,
         rng: &mut fastrand::Rng,
     ) -> Option<Ejection> {
-        let penalty = penalty(policy, word.streak, rng);
+        let penalty = penalty(policy, before.streak, rng);
         let millis = u64::try_from(penalty.as_millis()).unwrap_or(Word::VALUE_MAX).max(1);
         let now = self.millis(now);
         let next = Word {
             phase: Phase::Open,
-            streak: (word.streak + 1).min(Word::STREAK_MAX),
+            streak: (before.streak + 1).min(Word::STREAK_MAX),
             generation: word.next_generation(),
             value: now.saturating_add(millis).min(Word::VALUE_MAX),
         };
         if !self.exchange(word, next) {
             return None;
         }
-        let again = word.phase == Phase::Probing;
+        let again = before.phase == Phase::Probing;
         if !again {
             self.since.store(now, Ordering::Relaxed);
         }
@@ -421,3 +479,6 @@ mod rules_tests;
 #[cfg(test)]
 #[path = "breaker_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "breaker_trust_tests.rs"]
+mod trust_tests;

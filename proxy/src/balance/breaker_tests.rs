@@ -10,7 +10,7 @@ pub(super) struct Fixture {
     pub(super) breaker: Breaker,
     pub(super) policy: BreakerPolicy,
     epoch: Instant,
-    rng: fastrand::Rng,
+    pub(super) rng: fastrand::Rng,
 }
 
 impl Fixture {

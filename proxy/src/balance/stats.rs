@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    breaker::{Breaker, Ejection, Health, Ticket},
+    breaker::{Breaker, Ejection, Health, Ticket, Trust},
     ewma::PeakEwma,
     policy::{BalancerPolicy, Policy},
     token::Token,
@@ -152,33 +152,29 @@ impl EndpointStats {
         self.ewma.load(now, self.in_flight(), policy)
     }
 
-    fn report(
+    /// What an outcome is to the breaker, once the estimate has learnt of it; `None`: nothing.
+    fn learn(
         &self,
-        ticket: Ticket,
         now: Instant,
         rtt: Duration,
         outcome: Outcome,
-        policy: &Policy,
-        rng: &mut fastrand::Rng,
-    ) -> Option<Ejection> {
-        let balancer = &policy.balancer;
-        let health = match outcome {
+        policy: &BalancerPolicy,
+    ) -> Option<Health> {
+        match outcome {
             Outcome::Cancelled => {
-                self.ewma.observe_at_least(now, rtt, balancer);
-                self.breaker.release(ticket);
-                return None;
+                self.ewma.observe_at_least(now, rtt, policy);
+                None
             }
             Outcome::Success => {
-                self.ewma.observe(now, rtt, balancer);
-                Health::Good
+                self.ewma.observe(now, rtt, policy);
+                Some(Health::Good)
             }
             Outcome::Failure(kind) => {
                 self.failures.fetch_add(1, Ordering::Relaxed);
-                self.ewma.observe(now, kind.cost(rtt, balancer), balancer);
-                kind.health()
+                self.ewma.observe(now, kind.cost(rtt, policy), policy);
+                Some(kind.health())
             }
-        };
-        self.breaker.record(ticket, health, now, policy.breaker.as_ref(), rng)
+        }
     }
 }
 
@@ -213,8 +209,20 @@ impl FailureKind {
 #[derive(Debug)]
 pub struct InFlight<E: AsRef<EndpointStats>> {
     endpoint: Arc<E>,
-    ticket: Option<Ticket>,
+    verdict: Verdict,
     probe: bool,
+}
+
+/// What was said of a request so far.
+#[derive(Debug)]
+enum Verdict {
+    None(Ticket),
+    /// Its answer has begun well. The estimate knows how long that took; the breaker waits.
+    Promised(Ticket),
+    /// The same of a probe, which the breaker believed.
+    Trusted(Trust),
+    /// Nothing can change any more.
+    Final,
 }
 
 impl<E: AsRef<EndpointStats>> InFlight<E> {
@@ -231,7 +239,7 @@ impl<E: AsRef<EndpointStats>> InFlight<E> {
         stats.requests.fetch_add(1, Ordering::Relaxed);
         stats.in_flight.fetch_add(1, Ordering::Relaxed);
         let probe = ticket.is_probe();
-        Self { endpoint, ticket: Some(ticket), probe }
+        Self { endpoint, verdict: Verdict::None(ticket), probe }
     }
 
     /// The endpoint.
@@ -246,9 +254,21 @@ impl<E: AsRef<EndpointStats>> InFlight<E> {
         self.probe
     }
 
+    /// Says that the response's head promises success, `rtt` after the request was sent, and that its
+    /// body is still to come. How it ends is for [`Self::report`] to say: a response that breaks off is a
+    /// failure, and successes are counted when they are over. Only a probe is believed at once, so that a
+    /// stream that lives for hours does not keep its endpoint ejected.
+    pub fn promise(&mut self, now: Instant, rtt: Duration, policy: &Policy) {
+        let Verdict::None(ticket) = self.take() else { return };
+        let stats: &EndpointStats = (*self.endpoint).as_ref();
+        stats.ewma.observe(now, rtt, &policy.balancer);
+        let trust = stats.breaker.trust(&ticket, policy.breaker.as_ref());
+        self.verdict = trust.map_or(Verdict::Promised(ticket), Verdict::Trusted);
+    }
+
     /// Says how the request went after `rtt` (until the response's head; for opaque TCP until the
-    /// connection stood), while it stays in flight, so that a stream that lives for hours gives
-    /// its verdict early. Only the first report counts. Returns the ejection that it caused.
+    /// connection stood), while it may stay in flight. Only the first report counts, and after a
+    /// promise only a failure costs time. Returns the ejection that it caused.
     pub fn report(
         &mut self,
         now: Instant,
@@ -257,8 +277,35 @@ impl<E: AsRef<EndpointStats>> InFlight<E> {
         policy: &Policy,
         rng: &mut fastrand::Rng,
     ) -> Option<Ejection> {
-        let ticket = self.ticket.take()?;
-        (*self.endpoint).as_ref().report(ticket, now, rtt, outcome, policy, rng)
+        let verdict = self.take();
+        let stats: &EndpointStats = (*self.endpoint).as_ref();
+        let (breaker, rules) = (&stats.breaker, policy.breaker.as_ref());
+        let promised = !matches!(verdict, Verdict::None(_));
+        if matches!(verdict, Verdict::Final) {
+            return None;
+        }
+        let health = match outcome {
+            Outcome::Success if promised => Some(Health::Good),
+            Outcome::Cancelled if promised => None,
+            _ => stats.learn(now, rtt, outcome, &policy.balancer),
+        };
+        match (verdict, health) {
+            (Verdict::None(ticket) | Verdict::Promised(ticket), Some(health)) => {
+                breaker.record(ticket, health, now, rules, rng)
+            }
+            (Verdict::None(ticket) | Verdict::Promised(ticket), None) => {
+                breaker.release(ticket);
+                None
+            }
+            (Verdict::Trusted(trust), Some(Health::Bad | Health::Refusing)) => {
+                breaker.disappoint(&trust, now, rules, rng)
+            }
+            (Verdict::Trusted(_), _) | (Verdict::Final, _) => None,
+        }
+    }
+
+    fn take(&mut self) -> Verdict {
+        std::mem::replace(&mut self.verdict, Verdict::Final)
     }
 
     /// [`InFlight::report`], and the request is over.
@@ -277,7 +324,9 @@ impl<E: AsRef<EndpointStats>> InFlight<E> {
 impl<E: AsRef<EndpointStats>> Drop for InFlight<E> {
     fn drop(&mut self) {
         let stats: &EndpointStats = (*self.endpoint).as_ref();
-        if let Some(ticket) = self.ticket.take() {
+        if let Verdict::None(ticket) | Verdict::Promised(ticket) =
+            std::mem::replace(&mut self.verdict, Verdict::Final)
+        {
             stats.breaker.release(ticket);
         }
         stats.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -285,203 +334,5 @@ impl<E: AsRef<EndpointStats>> Drop for InFlight<E> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::balance::{breaker::State, policy::BreakerPolicy, testing::epoch};
-    use proptest::prelude::*;
-
-    const MS: Duration = Duration::from_millis(1);
-    const ERROR: Outcome = Outcome::Failure(FailureKind::ServerError { retry_after: None });
-
-    struct Fixture {
-        endpoint: Arc<EndpointStats>,
-        policy: Policy,
-        now: Instant,
-        rng: fastrand::Rng,
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            let breaker = BreakerPolicy { consecutive_failures: 2, ..BreakerPolicy::default() };
-            let policy = Policy { breaker: Some(breaker), ..Policy::default() };
-            let now = epoch();
-            let endpoint = Arc::new(EndpointStats::new(now));
-            Self { endpoint, policy, now, rng: fastrand::Rng::with_seed(1) }
-        }
-
-        fn begin(&self) -> InFlight<EndpointStats> {
-            InFlight::begin(Arc::clone(&self.endpoint), self.now)
-        }
-
-        fn end(&mut self, rtt: Duration, outcome: Outcome) -> Option<Ejection> {
-            self.begin().finish(self.now, rtt, outcome, &self.policy, &mut self.rng)
-        }
-
-        fn rtt(&self) -> Option<Duration> {
-            self.endpoint.ewma().rtt(self.now, &self.policy.balancer)
-        }
-    }
-
-    const KINDS: [FailureKind; 4] = [
-        FailureKind::ServerError { retry_after: None },
-        FailureKind::RateLimited { retry_after: None },
-        FailureKind::Transport,
-        FailureKind::TimedOut,
-    ];
-
-    #[test]
-    fn a_failure_costs_the_penalty_however_fast_it_came() {
-        for kind in KINDS {
-            let mut f = Fixture::new();
-            f.end(MS, Outcome::Success);
-            f.end(MS, Outcome::Failure(kind));
-            assert_eq!(f.rtt(), Some(Duration::from_secs(5)), "{kind:?}");
-            assert_eq!((f.endpoint.requests(), f.endpoint.failures()), (2, 1));
-        }
-    }
-
-    #[test]
-    fn a_failure_that_took_longer_than_the_penalty_costs_what_it_took() {
-        for kind in KINDS {
-            let mut f = Fixture::new();
-            f.end(7000 * MS, Outcome::Failure(kind));
-            assert_eq!(f.rtt(), Some(7000 * MS), "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn without_a_penalty_a_failure_costs_its_time_and_what_it_asks_for() {
-        let mut f = Fixture::new();
-        f.policy.balancer.failure_penalty = Duration::ZERO;
-        f.end(3 * MS, ERROR);
-        assert_eq!(f.rtt(), Some(3 * MS));
-        let retry_after = Some(Duration::from_secs(2));
-        f.end(MS, Outcome::Failure(FailureKind::ServerError { retry_after }));
-        assert_eq!(f.rtt(), Some(Duration::from_secs(2)));
-    }
-
-    #[test]
-    fn a_penalty_fades_as_any_latency_does() {
-        let mut f = Fixture::new();
-        f.end(MS, ERROR);
-        f.now += Duration::from_secs(10);
-        let faded = f.rtt().unwrap().as_secs_f64();
-        assert!((faded - 5.0 * (-1f64).exp()).abs() < 1e-6, "{faded}");
-    }
-
-    #[test]
-    fn rate_limiting_lowers_the_success_rate() {
-        let mut f = Fixture::new();
-        let breaker = f.policy.breaker.as_mut().unwrap();
-        breaker.success_rate_threshold = 0.8;
-        let refused = Outcome::Failure(FailureKind::RateLimited { retry_after: None });
-        for _ in 0..4 {
-            assert_eq!(f.end(MS, refused), None);
-        }
-        assert!(f.end(MS, refused).is_some());
-    }
-
-    #[test]
-    fn an_endpoint_that_joined_warms_up_in_a_straight_line() {
-        let start = epoch();
-        let warmth = |stats: &EndpointStats, seconds| {
-            stats.warmth(start + Duration::from_secs(seconds), Duration::from_secs(10))
-        };
-        let new = EndpointStats::new(start).joining(start);
-        let line = [0, 5, 9, 10, 1000].map(|s| (warmth(&new, s) * 100.0).round());
-        assert_eq!(line, [10.0, 55.0, 91.0, 100.0, 100.0]);
-        let old = EndpointStats::new(start);
-        assert!((warmth(&old, 0) - 1.0).abs() < f64::EPSILON, "there from the start");
-        assert!((new.warmth(start, Duration::ZERO) - 1.0).abs() < f64::EPSILON, "switched off");
-    }
-
-    #[test]
-    fn retry_after_raises_the_cost_up_to_a_bound() {
-        for (asked, cost) in [(1, 5), (60, 60), (86_400, 300)] {
-            let mut f = Fixture::new();
-            let retry_after = Some(Duration::from_secs(asked));
-            f.end(MS, Outcome::Failure(FailureKind::RateLimited { retry_after }));
-            assert_eq!(f.rtt(), Some(Duration::from_secs(cost)));
-        }
-    }
-
-    #[test]
-    fn rate_limiting_does_not_open_the_breaker() {
-        let mut f = Fixture::new();
-        for _ in 0..10 {
-            let kind = FailureKind::RateLimited { retry_after: None };
-            assert_eq!(f.end(MS, Outcome::Failure(kind)), None);
-        }
-        assert!(f.endpoint.breaker().is_closed());
-    }
-
-    #[test]
-    fn a_cancelled_request_is_neither_a_success_nor_a_failure() {
-        let mut f = Fixture::new();
-        f.end(MS, ERROR);
-        f.end(MS, Outcome::Cancelled);
-        drop(f.begin());
-        assert_eq!(f.endpoint.failures(), 1);
-        assert_eq!(f.rtt(), Some(Duration::from_secs(5)));
-        // Had one of them been a success, this would be the first failure in a row.
-        assert!(f.end(MS, ERROR).is_some());
-    }
-
-    #[test]
-    fn a_probe_dropped_without_a_report_hands_its_right_back() {
-        let mut f = Fixture::new();
-        f.end(MS, ERROR);
-        let penalty = f.end(MS, ERROR).unwrap().penalty;
-        f.now += penalty + MS;
-        let probe = |f: &Fixture| {
-            let ticket = f.endpoint.breaker().try_probe(f.now)?;
-            Some(InFlight::with_ticket(Arc::clone(&f.endpoint), ticket, f.now))
-        };
-        let first = probe(&f).unwrap();
-        assert!(first.is_probe() && probe(&f).is_none());
-        drop(first);
-        let second = probe(&f).unwrap();
-        second.finish(f.now, MS, Outcome::Success, &f.policy, &mut f.rng);
-        assert_eq!(f.endpoint.breaker().state(f.now), State::Closed);
-    }
-
-    #[test]
-    fn a_stream_gives_its_verdict_early_and_stays_in_flight() {
-        let mut f = Fixture::new();
-        let mut stream = f.begin();
-        stream.report(f.now, 3 * MS, Outcome::Success, &f.policy, &mut f.rng);
-        stream.report(f.now, MS, ERROR, &f.policy, &mut f.rng);
-        assert_eq!((f.endpoint.in_flight(), f.endpoint.failures()), (1, 0));
-        assert_eq!(f.rtt(), Some(3 * MS));
-        drop(stream);
-        assert_eq!(f.endpoint.in_flight(), 0);
-    }
-
-    proptest! {
-        #[test]
-        fn in_flight_is_the_number_of_guards(steps in prop::collection::vec(0u8..6, 0..200)) {
-            let mut f = Fixture::new();
-            let mut guards = Vec::new();
-            for step in steps {
-                match (step, guards.pop()) {
-                    (0 | 1, last) => {
-                        guards.extend(last);
-                        guards.push(f.begin());
-                    }
-                    (_, None) => {}
-                    (2, Some(guard)) => drop(guard),
-                    (3, Some(mut guard)) => {
-                        guard.report(f.now, MS, ERROR, &f.policy, &mut f.rng);
-                        guards.push(guard);
-                    }
-                    (_, Some(guard)) => {
-                        guard.finish(f.now, MS, Outcome::Success, &f.policy, &mut f.rng);
-                    }
-                }
-                prop_assert_eq!(f.endpoint.in_flight() as usize, guards.len());
-            }
-            drop(guards);
-            prop_assert_eq!(f.endpoint.in_flight(), 0);
-        }
-    }
-}
+#[path = "stats_tests.rs"]
+mod tests;

@@ -7,6 +7,8 @@ pub mod told;
 
 /// Largest response head and trailer section, in bytes, on both codecs. Requests' limit is a setting.
 pub const MAX_HEAD: usize = 64 * 1024;
+/// Bytes that a proxy of ours may add to a head, at most.
+pub const MAX_ADDED: u32 = 1024;
 /// Most header fields in one head.
 pub const MAX_HEADERS: usize = 256;
 /// Bytes of one request's body that are kept for a repetition.

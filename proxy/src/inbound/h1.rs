@@ -150,7 +150,8 @@ impl Requests {
         let sides = (&mut *client, &mut app);
         if head.leaves_http {
             let mut carried = Carried::default();
-            if let Err(error) = exchange::tunnel(sides, request, head, &mut carried).await {
+            let tunnel = exchange::tunnel(sides, (request, head), &mut carried, None);
+            if let Err(error) = tunnel.await {
                 tracing::debug!(%error, "upgraded connection broke");
             }
             inbound.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Method, Request, Response};
-use hyper::body::{Body as _, Incoming};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 use remora_core::names::headers::CLIENT_ID;
 use tokio::time::Instant;
 
@@ -16,34 +20,43 @@ use crate::{
     http::{
         answer::is_grpc,
         h2::{
-            body::{End, OnEnd, RequestBody, ResponseBody},
+            body::{End, OnEnd, Origin, RequestBody, ResponseBody},
             headers::strip_ours,
             pool::Connection,
+            request::{check, version},
+            server::StreamReset,
             upgrade,
         },
     },
-    metrics::Tls,
-    net::admission::{STREAMS, Stream},
+    metrics::{Direction, Tls},
+    net::{
+        admission::{STREAMS, Stream},
+        copy::Carried,
+    },
 };
 
 /// Sends of one request whose connection turned out to be closed before a byte was written.
 const MAX_SENDS: usize = 3;
 
-/// Answers one request: with the application's response, or with the proxy's own that says why not.
+/// Answers one request: with the application's response or reset, or with the proxy's own response
+/// that says why there is none.
 pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
-) -> Response<ResponseBody<Held>> {
+) -> Result<Response<ResponseBody<Held>>, StreamReset> {
     let grpc = is_grpc(request.headers());
     let started = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    match forward(&requests, request, grpc).await {
-        Ok(response) => response,
-        Err(error) => {
-            let facts = Facts { method: &method, path: uri.path(), grpc, started };
-            requests.failed(facts, &error).map(ResponseBody::made)
-        }
+    let error = match forward(&requests, request, grpc).await {
+        Ok(response) => return Ok(response),
+        Err(error) => error,
+    };
+    let facts = Facts { method: &method, path: uri.path(), grpc, started };
+    if let Error::StreamReset { code, .. } = error {
+        requests.failed_late(facts, &error);
+        return Err(code.into());
     }
+    Ok(requests.failed(facts, &error).map(ResponseBody::made))
 }
 
 async fn forward(
@@ -53,6 +66,8 @@ async fn forward(
 ) -> Result<Response<ResponseBody<Held>>, Error> {
     let stream = requests.inbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     requests.admit(request.uri().path())?;
+    check(&request, requests.inbound.max_head(&requests.arrival)).map_err(Error::Refused)?;
+    *request.version_mut() = version(request.uri());
     if requests.arrival.tls != Tls::Mutual {
         // What a proxy of ours set stays, what anyone else pretends does not.
         strip_ours(request.headers_mut());
@@ -66,12 +81,14 @@ async fn forward(
     let (mut response, connection) = send(requests, request).await?;
     // Callers believe what our headers say, so only this proxy may set them.
     strip_ours(response.headers_mut());
+    let held = Held { _connection: connection, _stream: stream };
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
         let upstream = hyper::upgrade::on(&mut response);
-        upgrade::carry(downstream, upstream, &requests.inbound.drain);
+        tunnel(requests, downstream, upstream, held);
+        return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
     }
-    let held = Held { _connection: connection, _stream: stream };
-    Ok(response.map(|body| ResponseBody::upstream(body, held, grpc)))
+    let from = Origin { grpc, proxy: false };
+    Ok(response.map(|body| ResponseBody::upstream((None, body), held, from)))
 }
 
 /// What lasts as long as a response.
@@ -84,6 +101,20 @@ pub(super) struct Held {
 
 impl OnEnd for Held {
     fn on_end(self, _: End<'_>) {}
+}
+
+/// Carries the bytes of a `CONNECT` on a task of its own.
+fn tunnel(requests: &Requests, down: OnUpgrade, up: OnUpgrade, held: Held) {
+    let inbound = Arc::clone(&requests.inbound);
+    let drain = inbound.drain.clone();
+    tokio::spawn(drain.track(async move {
+        let mut carried = Carried::default();
+        if let Err(error) = upgrade::carry(down, up, None, &mut carried).await {
+            tracing::debug!(%error, "tunnel broke");
+        }
+        inbound.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
+        drop(held);
+    }));
 }
 
 /// Sends to the application, over another connection where one was closed before a byte was written.
@@ -111,16 +142,21 @@ async fn send(
             Err(failed) if failed.refused() => {
                 return Err(Error::Overloaded("the application refused the request"));
             }
-            Err(failed) => match failed.unsent {
-                Some(unsent) if sends < MAX_SENDS => request = unsent,
-                unsent => {
-                    return Err(Error::UpstreamReset {
-                        addr,
-                        detail: failed.error.to_string(),
-                        sent: if unsent.is_some() { Sent::No } else { Sent::Maybe },
-                    });
+            Err(failed) => {
+                let (reset, detail) = (failed.reset(), failed.error.to_string());
+                match failed.unsent {
+                    Some(unsent) if sends < MAX_SENDS => request = unsent,
+                    Some(_) => {
+                        return Err(Error::UpstreamReset { addr, detail, sent: Sent::No });
+                    }
+                    None => {
+                        return Err(match reset {
+                            Some(code) => Error::StreamReset { addr, code },
+                            None => Error::UpstreamReset { addr, detail, sent: Sent::Maybe },
+                        });
+                    }
                 }
-            },
+            }
         }
     }
 }

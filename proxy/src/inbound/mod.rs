@@ -22,7 +22,7 @@ use crate::{
     decisions::Decisions,
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
-    http::{Version, h1 as http1, h2 as http2, told},
+    http::{MAX_ADDED, Version, h1 as http1, h2 as http2, told},
     metrics::{Direction, Metrics, Tls},
     net::{
         admission::{Admission, Admitted},
@@ -228,7 +228,7 @@ impl Inbound {
         IO: AsyncRead + AsyncWrite + Reset + Send + Unpin + 'static,
     {
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-        let (drain, limit) = (self.drain.clone(), self.max_header_size);
+        let (drain, limit) = (self.drain.clone(), self.max_head(&arrival));
         let mesh = arrival.tls == Tls::Mutual;
         let requests = http::Requests::new(self, arrival);
         match version {
@@ -250,6 +250,12 @@ impl Inbound {
                 }
             }
         }
+    }
+
+    /// Longest head of a request: what a proxy of ours lets pass, it may have added to.
+    fn max_head(&self, arrival: &Arrival) -> HeaderSize {
+        let added = if arrival.tls == Tls::Mutual { MAX_ADDED } else { 0 };
+        self.max_header_size.with_room_for(added)
     }
 
     /// Bytes, once policy allows it.
@@ -335,7 +341,7 @@ impl Inbound {
         C: AsyncRead + AsyncWrite + Reset + Unpin,
     {
         let mut carried = Carried::default();
-        if let Err(error) = copy::bidirectional(client, app, &mut carried).await {
+        if let Err(error) = copy::bidirectional(client, app, &mut carried, None).await {
             tracing::debug!(%error, "connection broke");
         }
         self.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);

@@ -6,13 +6,17 @@
 //! until that is gone, so a slow reader slows the writer.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
 
 use super::{connect::Reset, scratch};
 
@@ -25,22 +29,59 @@ pub struct Carried {
     pub b_to_a: u64,
 }
 
-/// Carries until both sides have ended. `carried` counts as it goes, also when the future is
-/// dropped.
+/// Why carrying came to an end before both sides did.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// A connection broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Neither direction moved for too long, and it was this side's turn.
+    #[error("nothing was carried for {after:?}, waiting for {owing:?}")]
+    Idle {
+        /// The bound.
+        after: Duration,
+        /// The side that took nothing of what there was for it, or else did not speak last.
+        owing: Side,
+    },
+}
+
+/// One of the two connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+/// Carries until both sides have ended, or nothing has moved for `idle`. `carried` counts as it goes,
+/// also when the future is dropped.
 ///
 /// # Errors
-/// The first error of either side; both connections are then set to end in a reset, so that
-/// neither peer takes a break for an orderly end.
-pub async fn bidirectional<A, B>(a: &mut A, b: &mut B, carried: &mut Carried) -> io::Result<()>
+/// The first error of either side, or the pause; both connections are then set to end in a reset, so
+/// that neither peer takes a break for an orderly end.
+pub async fn bidirectional<A, B>(
+    a: &mut A,
+    b: &mut B,
+    carried: &mut Carried,
+    idle: Option<Duration>,
+) -> Result<(), Broken>
 where
     A: AsyncRead + AsyncWrite + Reset + Unpin,
     B: AsyncRead + AsyncWrite + Reset + Unpin,
 {
     let (mut there, mut back) = (Direction::default(), Direction::default());
+    let mut patience = idle.map(Patience::new);
     let result = poll_fn(|cx| {
         let first = there.poll(cx, a, b, &mut carried.a_to_b)?;
         let second = back.poll(cx, b, a, &mut carried.b_to_a)?;
-        if first.is_ready() && second.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if first.is_ready() && second.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut patience {
+            Some(patience) => patience.poll(cx, &there, &back).map(Err),
+            None => Poll::Pending,
+        }
     })
     .await;
     if result.is_err() {
@@ -50,12 +91,54 @@ where
     result
 }
 
+/// Waits for a pause that is too long. Nothing is armed anew as bytes move: a timer that goes off too
+/// early is set to what is left.
+struct Patience {
+    bound: Duration,
+    /// Movements of both directions that were seen, when the last one was, and whose turn it is.
+    seen: (u64, u64),
+    since: Instant,
+    owing: Side,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Patience {
+    fn new(bound: Duration) -> Self {
+        let since = Instant::now();
+        let sleep = Box::pin(sleep_until(since + bound));
+        Self { bound, seen: (0, 0), since, owing: Side::A, sleep }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, there: &Direction, back: &Direction) -> Poll<Broken> {
+        let seen = (there.moves, back.moves);
+        if seen != self.seen {
+            self.owing = if seen.1 == self.seen.1 { Side::B } else { Side::A };
+            (self.seen, self.since) = (seen, Instant::now());
+        }
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let due = self.since + self.bound;
+            if due <= Instant::now() {
+                let owing = match (there.is_stuck(), back.is_stuck()) {
+                    (_, true) => Side::A,
+                    (true, false) => Side::B,
+                    (false, false) => self.owing,
+                };
+                return Poll::Ready(Broken::Idle { after: self.bound, owing });
+            }
+            self.sleep.as_mut().reset(due);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Direction {
     pending: Vec<u8>,
     written: usize,
     unflushed: bool,
     state: State,
+    /// Grows with whatever is read or written.
+    moves: u64,
 }
 
 #[derive(Default, PartialEq)]
@@ -67,6 +150,11 @@ enum State {
 }
 
 impl Direction {
+    /// The other side does not take what was read for it.
+    fn is_stuck(&self) -> bool {
+        self.written < self.pending.len()
+    }
+
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -114,6 +202,7 @@ impl Direction {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += n;
+            self.moves += 1;
         }
         self.pending = Vec::new();
         self.written = 0;
@@ -137,10 +226,12 @@ impl Direction {
             ready!(Pin::new(from).poll_read(cx, &mut buf))?;
             let mut chunk = buf.filled();
             if chunk.is_empty() {
+                self.moves += 1;
                 self.state = State::Ending;
                 return Poll::Ready(Ok(()));
             }
             *count += chunk.len() as u64;
+            self.moves += 1;
             self.unflushed = true;
             while !chunk.is_empty() {
                 match Pin::new(&mut *to).poll_write(cx, chunk)? {
@@ -180,7 +271,7 @@ mod tests {
         let ((mut client, mut down), (mut up, mut server)) = (tcp_pair().await, tcp_pair().await);
         let copy = tokio::spawn(async move {
             let mut carried = Carried::default();
-            let result = bidirectional(&mut down, &mut up, &mut carried).await;
+            let result = bidirectional(&mut down, &mut up, &mut carried, None).await;
             (result.is_ok(), carried)
         });
         client.write_all(b"question").await.unwrap();
@@ -201,7 +292,7 @@ mod tests {
         client.reset();
         drop(client);
         let mut carried = Carried::default();
-        assert!(bidirectional(&mut down, &mut up, &mut carried).await.is_err());
+        assert!(bidirectional(&mut down, &mut up, &mut carried, None).await.is_err());
         drop((down, up));
         let error = server.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
@@ -213,7 +304,7 @@ mod tests {
         let (mut up, mut server) = tokio::io::duplex(1024);
         let copy = tokio::spawn(async move {
             let mut carried = Carried::default();
-            bidirectional(&mut down, &mut up, &mut carried).await.map(|()| carried)
+            bidirectional(&mut down, &mut up, &mut carried, None).await.map(|()| carried)
         });
         let data = vec![7u8; 1 << 20];
         let mut accepted = 0;
@@ -233,5 +324,76 @@ mod tests {
         drop(client);
         assert_eq!(drain.await.unwrap(), accepted + data.len());
         copy.abort();
+    }
+
+    const IDLE: Duration = Duration::from_secs(60);
+
+    /// Two connections with the copy between them, on paused time; how it ended and when.
+    fn idle_pair() -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<(Broken, Duration)>) {
+        let (client, mut down) = tokio::io::duplex(1024);
+        let (mut up, server) = tokio::io::duplex(1024);
+        let copy = tokio::spawn(async move {
+            let (mut carried, begun) = (Carried::default(), Instant::now());
+            let ended = bidirectional(&mut down, &mut up, &mut carried, Some(IDLE)).await;
+            (ended.unwrap_err(), begun.elapsed())
+        });
+        (client, server, copy)
+    }
+
+    fn owing(broken: &Broken) -> Option<Side> {
+        match broken {
+            Broken::Idle { after: IDLE, owing } => Some(*owing),
+            _ => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_the_connection_however_long_it_lived() {
+        let (mut client, mut server, copy) = idle_pair();
+        let begun = Instant::now();
+        // An hour of pings, now from this side, now from that.
+        for n in 0..80 {
+            tokio::time::sleep(Duration::from_secs(45)).await;
+            let (from, to) =
+                if n % 2 == 0 { (&mut client, &mut server) } else { (&mut server, &mut client) };
+            from.write_u8(n).await.unwrap();
+            assert_eq!(to.read_u8().await.unwrap(), n);
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(3600));
+        let (broken, after) = copy.await.unwrap();
+        assert_eq!(after, Duration::from_secs(3600) + IDLE);
+        assert_eq!(owing(&broken), Some(Side::A), "the server spoke last: {broken}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_nothing_is_to_blame_for_the_pause() {
+        let (mut client, server, copy) = idle_pair();
+        let send = async { while client.write_all(&[0; 512]).await.is_ok() {} };
+        let ((broken, after), ()) = tokio::join!(async { copy.await.unwrap() }, send);
+        assert_eq!((after, owing(&broken)), (IDLE, Some(Side::B)), "{broken}");
+        drop(server);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_has_ended_does_not_stop_the_clock() {
+        let (mut client, mut server, copy) = idle_pair();
+        client.shutdown().await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let (broken, after) = copy.await.unwrap();
+        assert_eq!((after, owing(&broken)), (IDLE, Some(Side::B)), "{broken}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_bound_a_connection_may_be_silent_for_ever() {
+        let (mut client, mut down) = tokio::io::duplex(1024);
+        let (mut up, mut server) = tokio::io::duplex(1024);
+        let copy = tokio::spawn(async move {
+            bidirectional(&mut down, &mut up, &mut Carried::default(), None).await.is_ok()
+        });
+        tokio::time::sleep(Duration::from_secs(365 * 24 * 3600)).await;
+        client.write_u8(1).await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), 1);
+        drop((client, server));
+        assert!(copy.await.unwrap());
     }
 }

@@ -92,6 +92,14 @@ impl NoAnswer {
             Self::ClientGone => None,
         }
     }
+
+    /// What it says of the endpoint.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Error(error) => verdict::failure(error),
+            _ => Outcome::Cancelled,
+        }
+    }
 }
 
 impl From<Error> for NoAnswer {
@@ -350,11 +358,7 @@ impl<'a> Exchange<'a> {
         match call.send(&endpoint, via).await {
             Ok(answer) => Ok(Answered { answer, guard }),
             Err(why) => {
-                let outcome = match &why {
-                    NoAnswer::Error(error) => verdict::failure(error),
-                    _ => Outcome::Cancelled,
-                };
-                self.report(&mut guard, begun, outcome);
+                self.report(&mut guard, begun, why.outcome());
                 Err(Unanswered { why, endpoint: Some(endpoint) })
             }
         }
@@ -488,6 +492,23 @@ impl<'a> Exchange<'a> {
         let rng = &mut self.outbound.rng.lock();
         let ejection = guard.report(now.into_std(), now - sent_at, outcome, policy, rng);
         self.upstream.ejected(guard.endpoint(), ejection);
+    }
+
+    /// Says what a response's head says of its endpoint. A failure is one for good; a success is yet to
+    /// come to its end.
+    pub(super) fn begun(
+        &self,
+        guard: &mut InFlight<Endpoint>,
+        sent_at: Instant,
+        outcome: Option<Outcome>,
+    ) {
+        match outcome {
+            Some(Outcome::Success) | None => {
+                let now = Instant::now();
+                guard.promise(now.into_std(), now - sent_at, &self.snapshot.policy);
+            }
+            Some(outcome) => self.report(guard, sent_at, outcome),
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use http::{HeaderName, HeaderValue};
 use crate::fields::Fields;
 
 /// The field.
-pub(super) static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// `TimeoutValue TimeoutUnit`: at most eight digits, and one of `H M S m u n`. Anything else is no
 /// deadline; the server is left to complain.
-pub(super) fn read(fields: &impl Fields) -> Option<Duration> {
+#[must_use]
+pub fn read(fields: &impl Fields) -> Option<Duration> {
     let value = fields.get(&GRPC_TIMEOUT)?;
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
@@ -30,7 +31,8 @@ pub(super) fn read(fields: &impl Fields) -> Option<Duration> {
 }
 
 /// What is left of a deadline, in the finest unit that eight digits hold, rounded down.
-pub(super) fn value(left: Duration) -> HeaderValue {
+#[must_use]
+pub fn value(left: Duration) -> HeaderValue {
     let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm')];
     let seconds = u128::from(left.as_secs());
     let coarse = [(seconds, 'S'), (seconds / 60, 'M'), (seconds / 3600, 'H')];

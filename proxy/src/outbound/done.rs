@@ -38,6 +38,8 @@ pub(super) struct Done {
     pub(super) rtt: Duration,
     /// gRPC: the verdict comes with the trailers.
     pub(super) undecided: bool,
+    /// The time that may run out is the client's own.
+    pub(super) impatient: bool,
 }
 
 impl OnEnd for Done {
@@ -46,24 +48,22 @@ impl OnEnd for Done {
         let endpoint = Arc::clone(self.guard.endpoint());
         match end {
             End::Complete(trailers) => {
-                if self.undecided {
-                    let outcome = trailers
-                        .and_then(|t| {
-                            verdict::grpc_status(t).map(|code| verdict::grpc_outcome(code, t))
-                        })
-                        .unwrap_or(Outcome::Success);
-                    self.report(now, outcome);
-                }
+                let code = trailers.filter(|_| self.undecided).and_then(|trailers| {
+                    Some(verdict::grpc_outcome(verdict::grpc_status(trailers)?, trailers))
+                });
+                self.report(now, code.unwrap_or(Outcome::Success));
                 endpoint.latency.record(now - self.started);
                 self.upstream.traffic().latency.record(now - self.started);
             }
             End::Broken(error) => {
-                let kind = match error {
-                    BodyError::TimedOut | BodyError::Idle(_) => FailureKind::TimedOut,
-                    _ => FailureKind::Transport,
+                let outcome = match error {
+                    BodyError::TimedOut if self.impatient => Outcome::Cancelled,
+                    BodyError::TimedOut | BodyError::Idle(_) => {
+                        Outcome::Failure(FailureKind::TimedOut)
+                    }
+                    _ => Outcome::Failure(FailureKind::Transport),
                 };
-                // A head that promised success was reported already; the break is news.
-                self.report(now, Outcome::Failure(kind));
+                self.report(now, outcome);
             }
             End::Dropped => {}
         }

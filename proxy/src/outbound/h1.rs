@@ -193,7 +193,7 @@ impl H1Call<'_> {
     ) -> After {
         // The permit lives to the end of this function.
         let Taken { answer, mut guard, places, permit: _permit, cookie } = taken;
-        let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
+        let outcome = verdict::outcome(&answer, facts.grpc);
         let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
         upstream.traffic().responded(head.status);
         if guard.endpoint().identity.is_none() {
@@ -203,13 +203,15 @@ impl H1Call<'_> {
         if let Some(cookie) = cookie {
             head.fields.add("Set-Cookie", cookie.as_bytes());
         }
-        exchange.report(&mut guard, sent_at, outcome);
+        exchange.begun(&mut guard, sent_at, outcome);
         let outbound = &self.requests.outbound;
         let sides = (&mut *self.client, &mut wire);
         if head.leaves_http {
+            exchange.report(&mut guard, sent_at, Outcome::Success);
             let mut carried = Carried::default();
-            if let Err(error) = exchange::tunnel(sides, self.request, head, &mut carried).await {
-                tracing::debug!(%error, "upgraded connection broke");
+            let what = (self.request, head);
+            if let Err(broken) = exchange::tunnel(sides, what, &mut carried, bounds.idle).await {
+                outbound.cut(&broken);
             }
             outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
             return After::Break;
@@ -219,6 +221,7 @@ impl H1Call<'_> {
         let upload = &mut self.upload;
         match exchange::answer(sides, request, head, upload, bounds.into(), last).await {
             Ending::Complete { client, upstream: reusable } => {
+                exchange.report(&mut guard, sent_at, Outcome::Success);
                 let now = Instant::now();
                 let endpoint = guard.endpoint();
                 endpoint.latency.record(now - exchange.started);
@@ -242,11 +245,14 @@ impl H1Call<'_> {
                     detail: error.to_string(),
                     sent: Sent::Yes,
                 };
+                exchange.report(&mut guard, sent_at, verdict::failure(&error));
                 self.broke_off(exchange, facts, error, begun).await
             }
             Ending::Late { late, begun } => {
                 wire.reset();
-                let Some(error) = too_late(late, bounds).into_error() else { return After::Break };
+                let why = too_late(late, bounds);
+                exchange.report(&mut guard, sent_at, why.outcome());
+                let Some(error) = why.into_error() else { return After::Break };
                 self.broke_off(exchange, facts, error, begun).await
             }
         }

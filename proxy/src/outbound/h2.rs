@@ -1,20 +1,23 @@
 //! HTTP/2 requests of the application, gRPC among them.
 
 use std::{
-    future::{Future, pending},
+    future::{Future, pending, poll_fn},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::{
-    body::{Body as _, Incoming},
+    body::{Body as _, Frame, Incoming},
     upgrade::OnUpgrade,
 };
 use remora_core::names::headers::ATTEMPT;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
+    Snapshot,
     attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken, Via},
     deadline,
     dial::Key,
@@ -23,8 +26,9 @@ use super::{
     verdict,
 };
 use crate::{
+    balance::stats::Outcome,
     discovery::Endpoint,
-    error::{Error, Sent},
+    error::{Error, Reason, Sent},
     fields::Fields,
     http::{
         answer::is_grpc,
@@ -33,12 +37,21 @@ use crate::{
             headers::strip_ours,
             pool::{Connection, SendError},
             replay::Replay,
+            request::{check, version},
+            server::StreamReset,
             upgrade,
         },
     },
-    net::admission::{STREAMS, Stream},
+    metrics::Direction,
+    net::{
+        admission::{STREAMS, Stream},
+        copy::Carried,
+    },
     tls::Alpn,
 };
+
+/// How long trailers may take to follow a head whose call could be retried for them.
+const LOOK_AHEAD: Duration = Duration::from_millis(10);
 
 /// Retries that came before, for the server of a gRPC call (gRFC A6).
 static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
@@ -55,19 +68,26 @@ struct H2Call<'a> {
 /// A response, and when its request left.
 struct H2Answer {
     response: Response<Incoming>,
+    /// What was read ahead of its body.
+    first: Option<Frame<Bytes>>,
     connection: Connection,
     sent_at: Instant,
 }
 
-/// Answers one request: with the upstream's response, or with the proxy's own that says why not.
+/// Answers one request: with the upstream's response or reset, or with the proxy's own response that
+/// says why there is none.
 pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
-) -> Response<ResponseBody<Done>> {
+) -> Result<Response<ResponseBody<Done>>, StreamReset> {
     let grpc = is_grpc(request.headers());
     match forward(&requests, request, grpc).await {
-        Ok(response) => response,
-        Err(error) => requests.failed(&error, grpc).map(ResponseBody::made),
+        Ok(response) => Ok(response),
+        Err(Error::StreamReset { code, .. }) => {
+            requests.outbound.error(Reason::UpstreamReset);
+            Err(code.into())
+        }
+        Err(error) => Ok(requests.failed(&error, grpc).map(ResponseBody::made)),
     }
 }
 
@@ -77,7 +97,7 @@ async fn forward(
     grpc: bool,
 ) -> Result<Response<ResponseBody<Done>>, Error> {
     let started = Instant::now();
-    check(&request)?;
+    check(&request, requests.outbound.max_header_size).map_err(Error::Refused)?;
     let stream = requests.outbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     let upstream = requests.upstream().await?;
     strip_ours(request.headers_mut());
@@ -96,15 +116,6 @@ async fn forward(
     }
 }
 
-/// RFC 9110 §9.3.6: CONNECT names a host and a port.
-fn check(request: &Request<Incoming>) -> Result<(), Error> {
-    let authority = request.uri().authority();
-    if request.method() == Method::CONNECT && authority.is_none_or(|a| a.port_u16().is_none()) {
-        return Err(Error::BadRequest("CONNECT wants host:port"));
-    }
-    Ok(())
-}
-
 /// Hands the response on; its body's end closes the books.
 fn finish(
     exchange: &Exchange<'_>,
@@ -115,23 +126,19 @@ fn finish(
 ) -> Response<ResponseBody<Done>> {
     let Taken { answer, mut guard, permit, cookie, .. } = taken;
     let decided = verdict::outcome(&answer, facts.grpc);
-    let H2Answer { mut response, connection, sent_at } = answer;
+    let H2Answer { mut response, first, connection, sent_at } = answer;
     exchange.upstream.traffic().responded(response.status());
-    if guard.endpoint().identity.is_none() {
-        // Only a proxy of ours may say what our headers say.
+    // Only a proxy of ours may say what our headers say.
+    let proxy = guard.endpoint().identity.is_some();
+    if !proxy {
         strip_ours(response.headers_mut());
     }
     if let Some(cookie) = cookie {
         response.headers_mut().append(http::header::SET_COOKIE, cookie);
     }
-    if let Some(outcome) = decided {
-        exchange.report(&mut guard, sent_at, outcome);
-    }
-    if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
-        let upstream_side = hyper::upgrade::on(&mut response);
-        upgrade::carry(downstream, upstream_side, &exchange.outbound.drain);
-    }
-    let done = Done {
+    exchange.begun(&mut guard, sent_at, decided);
+    let idle = exchange.snapshot.policy.timeouts.idle;
+    let mut done = Done {
         outbound: Arc::clone(exchange.outbound),
         upstream: Arc::clone(exchange.upstream),
         policy: Arc::clone(&exchange.snapshot.policy),
@@ -142,10 +149,32 @@ fn finish(
         started: exchange.started,
         rtt: sent_at.elapsed(),
         undecided: decided.is_none(),
+        impatient: exchange.deadline.is_some_and(|deadline| deadline.by_client),
     };
+    if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
+        exchange.report(&mut done.guard, sent_at, Outcome::Success);
+        let upstream = hyper::upgrade::on(&mut response);
+        tunnel(downstream, upstream, idle, done);
+        return response.map(|_| ResponseBody::made(Bytes::new()));
+    }
     let deadline = exchange.deadline.map(|deadline| deadline.at);
-    let bounds = body::Bounds::new(deadline, exchange.snapshot.policy.timeouts.idle, request);
-    response.map(|body| ResponseBody::upstream(body, done, facts.grpc).bounded(bounds))
+    let bounds = body::Bounds::new(deadline, idle, request);
+    let from = body::Origin { grpc: facts.grpc, proxy };
+    response.map(|body| ResponseBody::upstream((first, body), done, from).bounded(bounds))
+}
+
+/// Carries the bytes of a `CONNECT` on a task of its own. The request is over when they are.
+fn tunnel(down: OnUpgrade, up: OnUpgrade, idle: Option<Duration>, done: Done) {
+    let drain = done.outbound.drain.clone();
+    tokio::spawn(drain.track(async move {
+        let mut carried = Carried::default();
+        if let Err(broken) = upgrade::carry(down, up, idle, &mut carried).await {
+            done.outbound.cut(&broken);
+        }
+        let metrics = &done.outbound.metrics;
+        metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+        drop(done);
+    }));
 }
 
 impl Call for H2Call<'_> {
@@ -168,11 +197,21 @@ impl Call for H2Call<'_> {
         let sent_at = Instant::now();
         let request = self.make(bounds, sent_at)?;
         let sent = self.in_time(connection.send(request), bounds).await?;
-        let response = sent.map_err(|failed| broken(endpoint, &failed))?;
-        match verdict::not_delivered(endpoint, response.headers()) {
-            Some(error) => Err(error.into()),
-            None => Ok(H2Answer { response, connection, sent_at }),
+        let mut response = sent.map_err(|failed| broken(endpoint, &failed))?;
+        let status = response.status();
+        if self.parts.method == Method::CONNECT && status.is_success() && status != StatusCode::OK {
+            // hyper opens a tunnel at 200 and at no other success.
+            let problem = "grants CONNECT with another status than 200";
+            return Err(Error::BadResponse { addr: endpoint.addr, problem }.into());
         }
+        if let Some(error) = verdict::not_delivered(endpoint, response.headers()) {
+            return Err(error.into());
+        }
+        let first = match self.looks_ahead(&response, bounds, via.snapshot) {
+            true => Box::pin(self.in_time(look_ahead(endpoint, &mut response), bounds)).await??,
+            false => None,
+        };
+        Ok(H2Answer { response, first, connection, sent_at })
     }
 
     fn fields(&self) -> &impl Fields {
@@ -198,7 +237,9 @@ impl Answer for H2Answer {
     }
 
     fn fields(&self) -> &impl Fields {
-        self.response.headers()
+        // Trailers without a message before them are an answer as good as one of a head alone.
+        let trailers = self.first.as_ref().and_then(Frame::trailers_ref);
+        trailers.unwrap_or(self.response.headers())
     }
 
     fn sent_at(&self) -> Instant {
@@ -219,7 +260,7 @@ impl H2Call<'_> {
         let mut request = Request::new(body);
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();
-        *request.version_mut() = self.parts.version;
+        *request.version_mut() = version(&self.parts.uri);
         *request.headers_mut() = self.parts.headers.clone();
         let headers = request.headers_mut();
         if bounds.earlier > 0 {
@@ -299,6 +340,39 @@ impl H2Call<'_> {
     }
 }
 
+impl H2Call<'_> {
+    /// Whether it is worth knowing what follows the head: a code that would be retried.
+    fn looks_ahead(
+        &self,
+        response: &Response<Incoming>,
+        bounds: Bounds,
+        snapshot: &Snapshot,
+    ) -> bool {
+        let policy = snapshot.policy.retry.as_ref();
+        self.grpc
+            && policy.is_some_and(|retry| !retry.grpc.is_empty() && bounds.retries < retry.limit)
+            && self.is_replayable()
+            && response.status() == StatusCode::OK
+            && !response.body().is_end_stream()
+            && verdict::grpc_status(response.headers()).is_none()
+    }
+}
+
+/// The first frame of a body, where it comes right behind the head. A server whose call failed before
+/// its first message may say so in trailers of their own. Nobody waits for one that is silent: a head by
+/// itself can be what the client waits for.
+async fn look_ahead(
+    endpoint: &Endpoint,
+    response: &mut Response<Incoming>,
+) -> Result<Option<Frame<Bytes>>, Error> {
+    let body = response.body_mut();
+    match timeout(LOOK_AHEAD, poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx))).await {
+        Ok(Some(Err(error))) => Err(broken_off(endpoint, SendError { error, unsent: None })),
+        Ok(Some(Ok(frame))) => Ok(Some(frame)),
+        Ok(None) | Err(_) => Ok(None),
+    }
+}
+
 /// Resolves once a body has not moved for so long.
 async fn stalled(body: &Replay, bound: Duration) {
     let mut frames = body.frames();
@@ -313,8 +387,21 @@ async fn stalled(body: &Replay, bound: Duration) {
 }
 
 fn broken(endpoint: &Endpoint, failed: &SendError) -> Error {
+    let addr = endpoint.addr;
     let sent = if failed.unsent.is_some() || failed.refused() { Sent::No } else { Sent::Maybe };
-    Error::UpstreamReset { addr: endpoint.addr, detail: detail(&failed.error), sent }
+    match failed.reset().filter(|_| sent == Sent::Maybe) {
+        Some(code) => Error::StreamReset { addr, code },
+        None => Error::UpstreamReset { addr, detail: detail(&failed.error), sent },
+    }
+}
+
+/// The same after a head: it ran.
+fn broken_off(endpoint: &Endpoint, failed: SendError) -> Error {
+    let addr = endpoint.addr;
+    match failed.reset() {
+        Some(code) => Error::StreamReset { addr, code },
+        None => Error::UpstreamReset { addr, detail: detail(&failed.error), sent: Sent::Maybe },
+    }
 }
 
 fn detail(error: &hyper::Error) -> String {

@@ -4,7 +4,7 @@
 //! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
 
 mod attempt;
-mod deadline;
+pub mod deadline;
 mod dial;
 mod done;
 mod h1;
@@ -51,6 +51,7 @@ use crate::{
         admission::{Admission, Admitted},
         client_hello::ClientHello,
         connect::{Connector, Reset, reset_on_drop},
+        copy,
         detect::{self, Detected},
         listener::{self, original_destination},
         prefixed::Prefixed,
@@ -281,6 +282,17 @@ impl Outbound {
 
     fn error(&self, reason: Reason) {
         self.metrics.error(Direction::Outbound, reason);
+    }
+
+    /// Counts a connection of bytes that did not end in order, where the end was our doing.
+    fn cut(&self, broken: &copy::Broken) {
+        let error = match *broken {
+            copy::Broken::Idle { after, owing: copy::Side::A } => Error::ClientIdle(after),
+            copy::Broken::Idle { after, owing: copy::Side::B } => Error::UpstreamIdle(after),
+            copy::Broken::Io(_) => return tracing::debug!(%broken, "connection broke"),
+        };
+        self.error(error.reason());
+        tracing::debug!(%error, "connection cut");
     }
 }
 

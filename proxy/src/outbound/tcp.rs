@@ -2,8 +2,10 @@
 //! is not ours.
 
 use std::{
+    future::pending,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -11,6 +13,7 @@ use http::HeaderMap;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::sleep,
 };
 
 use super::{
@@ -48,11 +51,11 @@ const FIRST_WORD: usize = 4096;
 pub(super) async fn pass_through(outbound: &Outbound, mut client: TcpStream, addr: SocketAddr) {
     let _open = outbound.metrics.connection(Direction::Outbound, Tls::Passthrough);
     // The application's own patience is the bound here, as it would be without us.
-    let bound = std::time::Duration::from_secs(120);
+    let bound = Duration::from_secs(120);
     match outbound.connector.connect(addr, bound).await {
         Ok(mut server) => {
             let mut carried = Carried::default();
-            let _ = copy::bidirectional(&mut client, &mut server, &mut carried).await;
+            let _ = copy::bidirectional(&mut client, &mut server, &mut carried, None).await;
             outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
         }
         Err(error) => outbound.refuse(&client, &error),
@@ -66,9 +69,8 @@ pub(super) async fn carry(
     upstream: &Upstream,
 ) {
     match connect(outbound, upstream, address_of(client.get_ref())).await {
-        Ok((mut server, guard)) => {
-            relay(outbound, &mut client, &mut server).await;
-            drop(guard);
+        Ok((mut server, carrying)) => {
+            relay(outbound, &mut client, &mut server, &carrying).await;
         }
         Err(error) => outbound.refuse(client.get_ref(), &error),
     }
@@ -85,7 +87,7 @@ pub(super) async fn first_word(
     target: Target,
     upstream: Upstream,
 ) {
-    let (mut server, guard) = match connect(outbound, &upstream, address_of(&client)).await {
+    let (mut server, carrying) = match connect(outbound, &upstream, address_of(&client)).await {
         Ok(connected) => connected,
         Err(error) => return outbound.refuse(&client, &error),
     };
@@ -100,6 +102,11 @@ pub(super) async fn first_word(
             Ok(_) => true,
             Err(_) => return client.reset(),
         },
+        broken = silence(carrying.idle) => {
+            outbound.cut(&broken);
+            client.reset();
+            return server.reset();
+        }
     };
     if server_spoke {
         if !greeting.is_empty() {
@@ -110,9 +117,7 @@ pub(super) async fn first_word(
         }
         drop(greeting);
         // An end without a word is found again by the copy.
-        relay(outbound, &mut client, &mut server).await;
-        drop(guard);
-        return;
+        return relay(outbound, &mut client, &mut server, &carrying).await;
     }
     let found = if question.is_empty() {
         Ok(Detected::Opaque)
@@ -124,31 +129,39 @@ pub(super) async fn first_word(
         Ok(Detected::Http2) => Version::H2,
         Ok(_) => {
             let mut client = Prefixed::new(question.freeze(), client);
-            relay(outbound, &mut client, &mut server).await;
-            drop(guard);
-            return;
+            return relay(outbound, &mut client, &mut server, &carrying).await;
         }
         Err(_) => return server.reset(),
     };
     // An orderly end: the application should not take it for a client that crashed.
     let _ = server.shutdown().await;
-    drop((server, guard));
+    drop((server, carrying));
     Arc::clone(outbound).http(client, question, version, target, upstream).await;
 }
 
-async fn relay<C>(outbound: &Outbound, client: &mut C, server: &mut Connected)
+async fn relay<C>(outbound: &Outbound, client: &mut C, server: &mut Connected, carrying: &Carrying)
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Reset + Unpin,
 {
     let mut carried = Carried::default();
-    if let Err(error) = copy::bidirectional(client, server, &mut carried).await {
-        tracing::debug!(%error, "connection broke");
+    let copied = copy::bidirectional(client, server, &mut carried, carrying.idle);
+    if let Err(broken) = copied.await {
+        outbound.cut(&broken);
     }
     outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
 }
 
+/// Resolves where nobody says a first word within the bound on pauses.
+async fn silence(bound: Option<Duration>) -> copy::Broken {
+    let Some(after) = bound else { return pending().await };
+    sleep(after).await;
+    copy::Broken::Idle { after, owing: copy::Side::A }
+}
+
 /// What counts a connection as in flight, for as long as it lives.
 struct Carrying {
+    /// Longest pause.
+    idle: Option<Duration>,
     _guard: InFlight<Endpoint>,
     _permit: Option<Permit>,
 }
@@ -196,7 +209,8 @@ async fn connect(
                     let token = endpoint.stats.token();
                     upstream.traffic().clients.keep(client, token, *timeout, now.into_std());
                 }
-                return Ok((server, Carrying { _guard: guard, _permit: permit }));
+                let idle = policy.timeouts.idle;
+                return Ok((server, Carrying { idle, _guard: guard, _permit: permit }));
             }
             Err(error) => {
                 tried.push(endpoint);

@@ -87,5 +87,5 @@ pub(super) fn not_delivered(endpoint: &Endpoint, fields: &impl Fields) -> Option
     endpoint.identity.as_ref()?;
     let reason = Reason::from_word(fields.get(&REASON)?)?;
     matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded)
-        .then(|| Error::NotDelivered { addr: endpoint.addr, reason: reason.as_str().to_owned() })
+        .then_some(Error::NotDelivered { addr: endpoint.addr, reason })
 }

@@ -78,9 +78,16 @@ impl TlsError {
 
 /// What our verifiers find beyond webpki's own checks; travels inside [`rustls::Error`].
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum IdentityError {
+pub enum IdentityError {
+    /// The peer is somebody else.
     #[error("peer proved {found}, expected {expected}")]
-    Mismatch { expected: SpiffeId, found: String },
+    Mismatch {
+        /// Who it had to be.
+        expected: SpiffeId,
+        /// Who it is.
+        found: String,
+    },
+    /// It has no identity; says why.
     #[error("{0}")]
     None(String),
 }

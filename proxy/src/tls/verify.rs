@@ -117,8 +117,11 @@ impl PartialEq for TrustBundle {
 
 impl Eq for TrustBundle {}
 
-/// The identity in a leaf: its only URI name.
-pub(super) fn spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, IdentityError> {
+/// The identity in a leaf: its only URI name. Who signed it is not looked at here.
+///
+/// # Errors
+/// Where it cannot be read, or has no name of this kind, or several.
+pub fn spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, IdentityError> {
     let cert = EndEntityCert::try_from(leaf)
         .map_err(|error| IdentityError::None(format!("certificate cannot be read: {error}")))?;
     let mut uris = cert.valid_uri_names();

@@ -14,6 +14,7 @@ use remora_tests::{
     origin::{Answer, Origin, Speaks, empty, full, get, h1},
     sidecar::Sidecar,
     wait::{eventually, within},
+    wire::{App, Wire},
 };
 use serde_json::Value;
 
@@ -165,6 +166,37 @@ async fn an_endpoint_that_keeps_failing_is_ejected_and_one_probe_brings_it_back(
         (row["state"] == "ready" && failing.requests() > before + 1).then_some(())
     })
     .await;
+}
+
+/// Each answer begins as a success; that it does not come to its end is what counts.
+#[tokio::test]
+async fn an_endpoint_whose_answers_break_off_is_ejected() {
+    let policy = [
+        ("balancer.remora.io/failure-accrual-consecutive-max-failures", "3"),
+        ("balancer.remora.io/failure-accrual-consecutive-min-penalty", "60s"),
+        ("balancer.remora.io/algorithm", "round-robin"),
+    ];
+    let group = Group::start(2, &policy).await;
+    let app = App::listen(group.app(0)).await;
+    let _well = Origin::saying(group.app(1), "well").await;
+    let breaking = async {
+        loop {
+            let mut server = app.accept().await;
+            server.head().await;
+            server.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+        }
+    };
+    let calls = eventually("the ejection", || async {
+        let mut client = Wire::dial(group.client.entry("orders")).await;
+        client.send("GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n").await;
+        let _ = client.rest().await;
+        (group.endpoint(0).await["state"] == "open").then_some(())
+    });
+    tokio::select! {
+        () = calls => {}
+        () = breaking => unreachable!(),
+    }
+    assert_eq!(group.endpoint(0).await["failures"], 3);
 }
 
 #[tokio::test]

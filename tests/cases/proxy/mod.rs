@@ -5,6 +5,7 @@
 mod balance;
 pub(crate) mod change;
 mod discovery;
+mod grpc;
 mod http1;
 mod http2;
 mod identity;

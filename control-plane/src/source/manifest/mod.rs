@@ -63,6 +63,14 @@ pub fn load(dirs: &[PathBuf]) -> Result<Objects, Vec<Problem>> {
     Loader::new(dirs.to_vec()).load()
 }
 
+/// Reads a text as the only file that there is; `file` is what problems call it.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of lines.
+pub fn parse(file: &Path, text: &str) -> Result<Objects, Vec<Problem>> {
+    merge(&[Arc::new(file::parse(file, text))], Vec::new())
+}
+
 /// Loads the same directories again and again, reading only files that changed.
 #[derive(Debug)]
 pub struct Loader {

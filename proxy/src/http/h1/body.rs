@@ -40,7 +40,7 @@ const MAX_EXTENSION: usize = 4096;
 
 /// Finds data, trailers and end of a body in the bytes of a connection.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub struct Decoder {
     state: State,
     /// Lines of the trailer section that may travel on, without its empty line.
     trailers: Vec<u8>,
@@ -67,7 +67,7 @@ enum State {
 
 /// What comes next in a body.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece<'a> {
+pub enum Piece<'a> {
     /// Content.
     Data(&'a [u8]),
     /// More bytes are needed.
@@ -82,7 +82,9 @@ pub(super) enum Piece<'a> {
 pub struct BadBody(pub &'static str);
 
 impl Decoder {
-    pub(super) fn new(framing: Framing) -> Self {
+    /// Before a body of this framing.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
         let state = match framing {
             Framing::None | Framing::Length(0) => State::Done,
             Framing::Length(length) => State::Length(length),
@@ -93,12 +95,14 @@ impl Decoder {
     }
 
     /// Whether all of it was seen.
-    pub(super) fn is_done(&self) -> bool {
+    #[must_use]
+    pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
     /// Bytes still to come, where that is known.
-    pub(super) fn left(&self) -> Option<u64> {
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
         match self.state {
             State::Done => Some(0),
             State::Length(left) => Some(left),
@@ -106,13 +110,14 @@ impl Decoder {
         }
     }
 
-    /// The trailer section, once it is over.
-    pub(super) fn trailers(&self) -> &[u8] {
+    /// The lines of the trailer section that may travel on, once it is over.
+    #[must_use]
+    pub fn trailers(&self) -> &[u8] {
         &self.trailers
     }
 
     /// The connection has ended: whether that is the body's end too.
-    pub(super) fn finish(&mut self) -> bool {
+    pub fn finish(&mut self) -> bool {
         if self.state == State::UntilClose {
             self.state = State::Done;
         }
@@ -120,7 +125,10 @@ impl Decoder {
     }
 
     /// The next piece, and how many bytes it was taken from.
-    pub(super) fn next<'a>(&mut self, input: &'a [u8]) -> Result<(usize, Piece<'a>), BadBody> {
+    ///
+    /// # Errors
+    /// Where the chunks are not framed as RFC 9112 §7.1 says.
+    pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<(usize, Piece<'a>), BadBody> {
         let mut at = 0;
         loop {
             match self.state {
@@ -261,7 +269,7 @@ fn permitted(section: &[u8]) -> Result<Vec<u8>, BadBody> {
 
 /// Frames a body for the next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoder {
+pub enum Encoder {
     /// As it is: its length was said, or the connection ends with it.
     Plain,
     /// In chunks.
@@ -270,7 +278,7 @@ pub(super) enum Encoder {
 
 impl Encoder {
     /// Appends a piece of content.
-    pub(super) fn data(self, data: &[u8], out: &mut Vec<u8>) {
+    pub fn data(self, data: &[u8], out: &mut Vec<u8>) {
         if self == Self::Plain {
             return out.extend_from_slice(data);
         }
@@ -285,7 +293,7 @@ impl Encoder {
     }
 
     /// Appends the end, with its trailer lines.
-    pub(super) fn end(self, trailers: &[u8], out: &mut Vec<u8>) {
+    pub fn end(self, trailers: &[u8], out: &mut Vec<u8>) {
         if self == Self::Chunked {
             out.extend_from_slice(b"0\r\n");
             out.extend_from_slice(trailers);

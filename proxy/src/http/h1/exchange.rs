@@ -140,6 +140,7 @@ where
         patience,
         accepted_before: upstream.accepted(),
         uploading: true,
+        switch: None,
         respond_by: None,
         idle: Idle::default(),
         scan: Scan::default(),
@@ -155,6 +156,9 @@ struct Ask<'a> {
     accepted_before: u64,
     /// The request is on its way and the upstream takes it.
     uploading: bool,
+    /// The response with which both sides leave HTTP, once the request has come to its end
+    /// (RFC 9110 §7.8).
+    switch: Option<ResponseHead>,
     respond_by: Option<Instant>,
     idle: Idle,
     scan: Scan,
@@ -184,6 +188,9 @@ impl Ask<'_> {
                 }
                 Err(Broken::Source(_)) => return Poll::Ready(Err(NoAnswer::ClientGone)),
                 Err(Broken::Bad(bad)) => return Poll::Ready(Err(NoAnswer::BadBody(bad))),
+                Err(Broken::Sink(error)) if self.switch.is_some() => {
+                    return Poll::Ready(Err(NoAnswer::Broken { error, sent: true }));
+                }
                 // It may have answered before it closed.
                 Err(Broken::Sink(error)) => {
                     tracing::debug!(%error, "upstream takes no more of the request");
@@ -191,8 +198,24 @@ impl Ask<'_> {
                 }
             }
         }
-        while let Poll::Ready(head) = self.poll_head(cx, upstream) {
+        if upload.is_done()
+            && let Some(switch) = self.switch.take()
+        {
+            return Poll::Ready(Ok(switch));
+        }
+        while self.switch.is_none()
+            && has_room(cx, client)?
+            && let Poll::Ready(head) = self.poll_head(cx, upstream)
+        {
             let head = head?;
+            if head.leaves_http && !upload.is_done() {
+                if !self.uploading {
+                    let bad = BadResponse("leaves HTTP in the middle of the request");
+                    return Poll::Ready(Err(NoAnswer::Bad(bad)));
+                }
+                self.switch = Some(head);
+                break;
+            }
             if !head.is_interim() {
                 return Poll::Ready(Ok(head));
             }
@@ -260,6 +283,22 @@ impl Ask<'_> {
     }
 }
 
+/// Whether another interim response can be put into the client's output. An upstream that says more
+/// than the client takes has to wait.
+fn has_room<C>(cx: &mut Context<'_>, client: &mut Wire<C>) -> Result<bool, NoAnswer>
+where
+    C: AsyncWrite + Unpin,
+{
+    if client.unwritten() < MAX_HEAD {
+        return Ok(true);
+    }
+    match client.poll_flush(cx) {
+        Poll::Ready(Ok(())) => Ok(true),
+        Poll::Ready(Err(_)) => Err(NoAnswer::ClientGone),
+        Poll::Pending => Ok(false),
+    }
+}
+
 /// The earliest of some bounds; of equal ones the first.
 fn first<const N: usize>(bounds: [(Option<Instant>, Late); N]) -> (Option<Instant>, Late) {
     let set = bounds.into_iter().filter_map(|(at, late)| Some((at?, late)));
@@ -305,12 +344,14 @@ where
     let unasked = !upload.is_done()
         && (request.expects_continue || !(head.status.is_success() || head.leaves_http));
     let (encoder, persists) = head.adapt(Towards { request, last: last || unasked });
+    // Interim responses may still be on their way to the client.
+    let begins_at = client.accepted() + client.unwritten() as u64;
     head.write(request, client.output());
     let delimited = encoder == Encoder::Chunked || head.framing != Framing::UntilClose;
-    let accepted_before = client.accepted();
     let mut answer = Answer {
         download: Transfer::new(head.framing, encoder),
         patience,
+        uploading: true,
         upload_broken: false,
         idle: Idle::default(),
         timer: Timer::default(),
@@ -318,14 +359,15 @@ where
     let stop = match poll_fn(|cx| answer.poll(cx, client, upstream, upload)).await {
         Ok(()) => {
             let whole = upload.is_done() && !answer.upload_broken;
+            let written = upstream.unwritten() == 0;
             return Ending::Complete {
                 client: persists && whole,
-                upstream: head.keep_alive && whole,
+                upstream: head.keep_alive && whole && written,
             };
         }
         Err(stop) => stop,
     };
-    let begun = client.accepted() > accepted_before;
+    let begun = client.accepted() > begins_at;
     if begun && !matches!(stop, Stop::ClientGone) {
         // What came is given; where its end is not marked, an orderly one would pass it off as whole.
         let _ = timeout(LAST_WORDS, poll_fn(|cx| client.poll_flush(cx))).await;
@@ -333,7 +375,7 @@ where
             client.reset();
         }
     } else {
-        client.discard_output();
+        client.keep_output_until(begins_at);
     }
     match stop {
         Stop::ClientGone => Ending::ClientGone,
@@ -351,6 +393,8 @@ enum Stop {
 struct Answer {
     download: Transfer,
     patience: Patience,
+    /// The request is on its way, be its end read already: it may not be written.
+    uploading: bool,
     upload_broken: bool,
     idle: Idle,
     timer: Timer,
@@ -368,12 +412,14 @@ impl Answer {
         C: AsyncRead + AsyncWrite + Unpin,
         U: AsyncRead + AsyncWrite + Unpin,
     {
-        if !upload.is_done()
-            && !self.upload_broken
-            && let Poll::Ready(Err(error)) = upload.poll(cx, client, upstream)
+        if self.uploading
+            && let Poll::Ready(result) = upload.poll(cx, client, upstream)
         {
-            tracing::debug!(?error, "the rest of the request did not arrive");
-            self.upload_broken = true;
+            self.uploading = false;
+            if let Err(error) = result {
+                tracing::debug!(?error, "the rest of the request did not arrive");
+                self.upload_broken = true;
+            }
         }
         if let Poll::Ready(result) = self.download.poll(cx, upstream, client) {
             return Poll::Ready(result.map_err(|broken| match broken {
@@ -393,16 +439,17 @@ impl Answer {
     }
 }
 
-/// Carries bytes both ways after both sides have left HTTP, beginning with the head that says so.
+/// Carries bytes both ways after both sides have left HTTP, beginning with the head that says so, until
+/// nothing has moved for `idle`.
 ///
 /// # Errors
-/// The first error of either side; both connections then end in a reset.
+/// The first error of either side, or the pause; both connections then end in a reset.
 pub async fn tunnel<C, U>(
     (client, upstream): (&mut Wire<C>, &mut Wire<U>),
-    request: &RequestHead,
-    mut head: ResponseHead,
+    (request, mut head): (&RequestHead, ResponseHead),
     carried: &mut copy::Carried,
-) -> io::Result<()>
+    idle: Option<Duration>,
+) -> Result<(), copy::Broken>
 where
     C: AsyncRead + AsyncWrite + Reset + Unpin,
     U: AsyncRead + AsyncWrite + Reset + Unpin,
@@ -417,13 +464,24 @@ where
     client.output().extend_from_slice(&answered);
     drop((asked, answered));
     let (mut there, mut back) = (false, false);
-    poll_fn(|cx| {
+    let beginning = poll_fn(|cx| {
         there = there || upstream.poll_flush(cx)?.is_ready();
         back = back || client.poll_flush(cx)?.is_ready();
         if there && back { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
-    })
-    .await?;
-    copy::bidirectional(client.io_mut(), upstream.io_mut(), carried).await
+    });
+    match idle {
+        None => beginning.await?,
+        Some(after) => match timeout(after, beginning).await {
+            Ok(written) => written?,
+            Err(_) => {
+                client.reset();
+                upstream.reset();
+                let owing = if there { copy::Side::A } else { copy::Side::B };
+                return Err(copy::Broken::Idle { after, owing });
+            }
+        },
+    }
+    copy::bidirectional(client.io_mut(), upstream.io_mut(), carried, idle).await
 }
 
 #[cfg(test)]

@@ -1,16 +1,14 @@
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
-use crate::http::h1::scan::Found;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn request(text: &str) -> RequestHead {
-    let mut scan = Scan::default();
-    let Found::Head(from, to) = scan.find(text.as_bytes(), true) else { panic!("{text:?}") };
-    RequestHead::parse(scan.cut(text.as_bytes()[from..to].to_vec())).unwrap()
+    RequestHead::read(text.as_bytes()).unwrap().unwrap().0
 }
 
 fn get() -> RequestHead {
@@ -229,7 +227,8 @@ async fn a_websocket_lives_for_hours() {
     let begun = Instant::now();
     let carrying = tokio::spawn(async move {
         let mut carried = copy::Carried::default();
-        tunnel((&mut down, &mut up), &head, answered, &mut carried).await.map(|()| carried)
+        let ended = tunnel((&mut down, &mut up), (&head, answered), &mut carried, None).await;
+        ended.map(|()| carried)
     });
     let wanted = "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\nfirst";
     assert_eq!(read(&mut client, wanted.len()).await, wanted);
@@ -250,4 +249,95 @@ async fn a_websocket_lives_for_hours() {
     let carried = carrying.await.unwrap().unwrap();
     assert_eq!((carried.a_to_b, carried.b_to_a), (60 * 4 + 3, 60 * 4 + 5));
     assert_eq!(begun.elapsed(), 7200 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_request_still_arrives_after_an_early_answer() {
+    let mut sides = Sides::new(64);
+    let head = post(1000);
+    sides.down.keep_input(&[b'x'; 1000]);
+    let mut server = std::mem::replace(&mut sides.server, duplex(1).0);
+    let serving = tokio::spawn(async move {
+        server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
+        let request = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n".len() + 1000;
+        assert!(read(&mut server, request).await.ends_with("xxx"));
+        server.write_all(b"ok").await.unwrap();
+        server
+    });
+    let mut upload = upload(&head);
+    let answered = sides.ask_with(&head, &mut upload, Patience::default()).await.unwrap();
+    let wires = (&mut sides.down, &mut sides.up);
+    let ending = answer(wires, &head, answered, &mut upload, Patience::default(), false);
+    let ending = tokio::time::timeout(3600 * SECOND, ending).await.unwrap();
+    assert!(matches!(ending, Ending::Complete { client: true, upstream: true }), "{ending:?}");
+    serving.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn http_is_left_only_at_the_end_of_the_request() {
+    let mut sides = Sides::new(1024);
+    let fields = "Connection: upgrade\r\nUpgrade: chat\r\nTransfer-Encoding: chunked\r\n";
+    let head = request(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+    let switch = b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
+    sides.server.write_all(switch).await.unwrap();
+    let mut client = std::mem::replace(&mut sides.client, duplex(1).0);
+    let sending = tokio::spawn(async move {
+        client.write_all(b"3\r\nab").await.unwrap();
+        tokio::time::sleep(SECOND).await;
+        client.write_all(b"c\r\n0\r\n\r\nhello").await.unwrap();
+        client
+    });
+    let answered = sides.ask(&head, Patience::default()).await.unwrap();
+    assert!(answered.leaves_http);
+    assert_eq!(sides.down.input(), b"hello");
+    drop(sides.up);
+    let mut heard = String::new();
+    sides.server.read_to_string(&mut heard).await.unwrap();
+    assert!(heard.ends_with("\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"), "{heard:?}");
+    sending.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interim_response_on_its_way_is_not_cut_by_what_comes_instead_of_the_final_one() {
+    let (mut client, down) = duplex(8);
+    let mut sides = Sides::new(1024);
+    sides.down = Wire::new(down, Vec::new());
+    let head = get();
+    let hints = "HTTP/1.1 103 Hints\r\n\r\n";
+    let mut server = std::mem::replace(&mut sides.server, duplex(1).0);
+    tokio::spawn(async move {
+        server.write_all(hints.as_bytes()).await.unwrap();
+        tokio::time::sleep(SECOND).await;
+        server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await.unwrap();
+    });
+    let mut upload = upload(&head);
+    let answered = sides.ask_with(&head, &mut upload, Patience::default()).await.unwrap();
+    let wires = (&mut sides.down, &mut sides.up);
+    let ending = answer(wires, &head, answered, &mut upload, Patience::default(), false).await;
+    assert!(matches!(ending, Ending::Broken { begun: false, .. }), "{ending:?}");
+    assert_eq!(read(&mut client, 8).await, hints[..8]);
+    poll_fn(|cx| sides.down.poll_write_out(cx)).now_or_never();
+    drop(sides.down);
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).await.unwrap();
+    assert!(hints[8..].starts_with(&rest) && !rest.is_empty(), "{rest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn interim_responses_wait_for_a_client_that_reads_nothing() {
+    let mut sides = Sides::new(1024);
+    let mut server = std::mem::replace(&mut sides.server, duplex(1).0);
+    let hints = format!("HTTP/1.1 103 Hints\r\nLink: {}\r\n\r\n", "a".repeat(40_000));
+    let serving = tokio::spawn(async move {
+        for _ in 0..10 {
+            server.write_all(hints.as_bytes()).await.unwrap();
+        }
+        server.write_all(b"HTTP/1.1 204 No\r\n\r\n").await.unwrap();
+        hints.len()
+    });
+    let head = get();
+    let waiting = tokio::time::timeout(SECOND, sides.ask(&head, Patience::default())).await;
+    assert!(waiting.is_err());
+    assert!(sides.down.unwritten() < 2 * MAX_HEAD, "{}", sides.down.unwritten());
+    serving.abort();
 }

@@ -9,6 +9,7 @@ use super::{
     body::{Framing, is_chunked, length},
     connection::Connection,
     head::{Field, Head, Name, RawHead, offset},
+    scan::{Found, Scan},
 };
 use crate::{error::Reason, http::MAX_HEADERS};
 
@@ -92,12 +93,32 @@ impl Refusal {
     }
 }
 
+/// Some parsers see a line's end in it, and some do not.
+pub(super) const BARE_LINE_FEED: &str = "a line does not end in CR LF";
+
 /// Short for the commonest refusal.
 const fn bad<T>(what: &'static str) -> Result<T, Refusal> {
     Err(Refusal::Malformed(what))
 }
 
 impl RequestHead {
+    /// Reads the head at the beginning of `bytes`, behind empty lines. Says how many bytes it takes;
+    /// `None`: its end is not among them.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn read(bytes: &[u8]) -> Result<Option<(Self, usize)>, Refusal> {
+        let mut scan = Scan::default();
+        match scan.find(bytes, true) {
+            Found::Head(from, to) => {
+                let raw = scan.cut(bytes[from..to].to_vec());
+                Self::parse(raw).map(|head| Some((head, to)))
+            }
+            Found::More => Ok(None),
+            Found::BareLineFeed => bad(BARE_LINE_FEED),
+        }
+    }
+
     /// Reads a head.
     ///
     /// # Errors
@@ -168,7 +189,7 @@ impl RequestHead {
     ///
     /// The version is our own (RFC 9110 §6.2), except that HTTP/1.1 needs a Host, which a client of
     /// HTTP/1.0 may not have sent.
-    pub(super) fn write(&self, extra: &[u8], out: &mut Vec<u8>) {
+    pub fn write(&self, extra: &[u8], out: &mut Vec<u8>) {
         out.reserve(self.fields.len_hint() + extra.len());
         out.extend_from_slice(self.method.as_str().as_bytes());
         out.push(b' ');
@@ -247,7 +268,7 @@ impl RequestHead {
             if host.replace(value).is_some() {
                 return bad("it has more than one Host");
             }
-            if !value.iter().all(|b| is_host_byte(*b)) {
+            if !is_authority(value) {
                 return bad("its Host is no host");
             }
         }
@@ -293,9 +314,7 @@ fn target_of(
     if *method == Method::CONNECT {
         let valid = text.iter().rposition(|b| *b == b':').is_some_and(|colon| {
             let (host, port) = (&text[..colon], &text[colon + 1..]);
-            !host.is_empty()
-                && host.iter().all(|b| is_host_byte(*b))
-                && matches!(length(port), Some(1..=65_535))
+            !host.is_empty() && is_host(host) && matches!(length(port), Some(1..=65_535))
         });
         return if valid { Ok((target, None)) } else { bad("CONNECT wants host:port") };
     }
@@ -316,21 +335,40 @@ fn target_of(
     // Absolute form: scheme "://" authority [ path ] [ "?" query ]
     let scheme =
         text.iter().take_while(|b| b.is_ascii_alphanumeric() || b"+-.".contains(b)).count();
-    if scheme == 0 || !text[scheme..].starts_with(b"://") {
+    let letter = text.first().is_some_and(u8::is_ascii_alphabetic);
+    if !letter || !text[scheme..].starts_with(b"://") {
         return bad("its target is neither a path nor a URI");
     }
     let authority = target.start + scheme + 3;
     let rest = &bytes[authority..target.end];
     let path = authority + rest.iter().position(|b| b"/?".contains(b)).unwrap_or(rest.len());
-    if path == authority || !bytes[authority..path].iter().all(|b| is_host_byte(*b)) {
+    let named = &bytes[authority..path];
+    if named.is_empty() || named[0] == b':' || !is_authority(named) {
         return bad("its target names no host");
     }
     Ok((path..query(path), Some(authority..path)))
 }
 
-/// Bytes of `host [":" port]` (RFC 3986 §3.2.2), without user information.
-fn is_host_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b >= 0x80 || b"-._~%!$&'()*+,;=:[]".contains(&b)
+/// `uri-host [ ":" port ]` (RFC 9110 §7.2), without user information; the host may be empty.
+fn is_authority(text: &[u8]) -> bool {
+    let colon = text.iter().rposition(|b| *b == b':').filter(|at| !text[*at..].contains(&b']'));
+    let (host, port) = colon.map_or((text, &b""[..]), |at| (&text[..at], &text[at + 1..]));
+    is_host(host) && port.iter().all(u8::is_ascii_digit)
+}
+
+/// A name or an address, that of IPv6 in brackets (RFC 3986 §3.2.2).
+fn is_host(text: &[u8]) -> bool {
+    let name = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b);
+    let escaped = |at: usize| {
+        let digits = text[at + 1..].first_chunk::<2>();
+        text[at] == b'%' && digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    match text {
+        [b'[', inner @ .., b']'] => {
+            !inner.is_empty() && inner.iter().all(|b| name(*b) || *b == b':')
+        }
+        _ => text.iter().enumerate().all(|(at, b)| name(*b) || escaped(at)),
+    }
 }
 
 fn is_h2c(value: &[u8]) -> bool {
@@ -347,7 +385,7 @@ fn refusal(error: httparse::Error, head: &[u8]) -> Refusal {
         httparse::Error::HeaderValue => {
             Refusal::Malformed("a field's value has a control character")
         }
-        httparse::Error::NewLine => Refusal::Malformed("a line does not end in CR LF"),
+        httparse::Error::NewLine => Refusal::Malformed(BARE_LINE_FEED),
         httparse::Error::Version | httparse::Error::Status | httparse::Error::Token => {
             Refusal::Malformed("its first line has a character that does not belong there")
         }

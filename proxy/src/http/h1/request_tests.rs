@@ -1,5 +1,4 @@
 use super::*;
-use crate::http::h1::scan::{Found, Scan};
 use proptest::prelude::*;
 
 /// As a connection would read it.
@@ -8,11 +7,9 @@ fn parse(text: &str) -> Result<RequestHead, Refusal> {
 }
 
 fn parse_bytes(bytes: &[u8]) -> Result<RequestHead, Refusal> {
-    let mut scan = Scan::default();
-    match scan.find(bytes, true) {
-        Found::Head(from, to) => RequestHead::parse(scan.cut(bytes[from..to].to_vec())),
-        Found::BareLineFeed => bad("a line does not end in CR LF"),
-        Found::More => bad("no end"),
+    match RequestHead::read(bytes)? {
+        Some((head, _)) => Ok(head),
+        None => bad("no end"),
     }
 }
 
@@ -135,6 +132,9 @@ fn a_first_line_is_method_target_and_version_and_nothing_else() {
         ("GET /#x HTTP/1.1", 400),
         ("GET * HTTP/1.1", 400),
         ("GET http:///x HTTP/1.1", 400),
+        ("GET http://:80/x HTTP/1.1", 400),
+        ("GET http://h:80:81/x HTTP/1.1", 400),
+        ("GET 1http://h/x HTTP/1.1", 400),
         ("GET http://u@h/ HTTP/1.1", 400),
         ("GET ://h/ HTTP/1.1", 400),
         ("GET a:80 HTTP/1.1", 400),
@@ -173,6 +173,15 @@ fn a_host_is_wanted_once_and_whole() {
         ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", false),
         ("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", false),
         ("GET / HTTP/1.1\r\nHost: a\\b\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: a:\r\n\r\n", true),
+        ("GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: a:80:81\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: ::1\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: []\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: a%2eb\r\n\r\n", true),
+        ("GET / HTTP/1.1\r\nHost: a%2\r\n\r\n", false),
+        ("GET / HTTP/1.1\r\nHost: ä\r\n\r\n", false),
     ] {
         assert_eq!(parse(head).is_ok(), ok, "{head:?}");
     }
@@ -202,6 +211,7 @@ fn connect_names_a_host_and_a_port_and_has_no_content() {
         ("db:", "", false),
         ("db:0", "", false),
         ("db:65536", "", false),
+        ("db:1:2", "", false),
         (":5432", "", false),
         ("/db:5432", "", false),
         ("http://db:5432", "", false),

@@ -10,6 +10,7 @@ use super::{
     connection::Connection,
     head::{Field, Head, Name, RawHead, offset},
     request::RequestHead,
+    scan::{Found, Scan},
     wire::Wire,
 };
 use crate::http::MAX_HEADERS;
@@ -40,14 +41,26 @@ pub struct BadResponse(pub &'static str);
 
 /// What the client's connection asks of a response.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Towards<'a> {
+pub struct Towards<'a> {
     /// The request that it answers.
-    pub(super) request: &'a RequestHead,
+    pub request: &'a RequestHead,
     /// The connection ends after it, whatever the client asked for.
-    pub(super) last: bool,
+    pub last: bool,
 }
 
 impl ResponseHead {
+    /// Reads the head at the beginning of `bytes`, behind empty lines, as an answer to `request`. Says
+    /// how many bytes it takes; `None`: its end is not among them.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn read(bytes: &[u8], request: &RequestHead) -> Result<Option<(Self, usize)>, BadResponse> {
+        let mut scan = Scan::default();
+        let Found::Head(from, to) = scan.find(bytes, false) else { return Ok(None) };
+        let raw = scan.cut(bytes[from..to].to_vec());
+        Self::parse(raw, request).map(|head| Some((head, to)))
+    }
+
     /// Reads a head that answers `request`.
     ///
     /// # Errors
@@ -138,16 +151,13 @@ impl ResponseHead {
         if coding.is_some_and(|coding| !is_chunked(coding)) && !request.is_1_1() {
             return Err(BadResponse("has a transfer coding that an HTTP/1.0 client does not know"));
         }
-        let coded = coding.map(|coding| {
-            // Chunked comes last or not at all; what is applied below it is not ours to undo.
-            let last = coding.rsplit(|b| *b == b',').next().unwrap_or_default();
-            is_chunked(last.trim_ascii())
-        });
+        let coded = coding.map(ends_chunked).transpose()?;
         for at in again {
             self.fields.remove_at(at);
         }
         self.kept_for = kept_for;
-        self.keep_alive = connection.persists(minor);
+        // A coding in HTTP/1.0 is a sign of faulty framing (RFC 9112 §6.1).
+        self.keep_alive = connection.persists(minor) && (minor > 0 || coded.is_none());
         connection.strip(&mut self.fields);
         let tunnel = request.method == Method::CONNECT && self.status.is_success();
         let switch = self.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -198,7 +208,7 @@ impl ResponseHead {
 
     /// Makes the head fit for the client's connection. Returns how the body is framed there, and
     /// whether the connection lives on.
-    pub(super) fn adapt(&mut self, towards: Towards<'_>) -> (Encoder, bool) {
+    pub fn adapt(&mut self, towards: Towards<'_>) -> (Encoder, bool) {
         let Towards { request, last } = towards;
         let sized = matches!(self.framing, Framing::None | Framing::Length(_));
         let chunks = !sized && request.is_1_1();
@@ -230,7 +240,7 @@ impl ResponseHead {
     }
 
     /// Appends the head. An HTTP/1.0 client is answered in its version.
-    pub(super) fn write(&self, request: &RequestHead, out: &mut Vec<u8>) {
+    pub fn write(&self, request: &RequestHead, out: &mut Vec<u8>) {
         out.reserve(self.fields.len_hint());
         out.extend_from_slice(if request.is_1_1() { b"HTTP/1.1 " } else { b"HTTP/1.0 " });
         out.extend_from_slice(&self.fields.bytes()[self.reason.clone()]);
@@ -242,6 +252,17 @@ impl ResponseHead {
         self.fields.write_fields(out);
         out.extend_from_slice(b"\r\n");
     }
+}
+
+/// Whether the last of some transfer codings is chunked; what is applied below it is not ours to undo.
+fn ends_chunked(codings: &[u8]) -> Result<bool, BadResponse> {
+    let mut codings = codings.rsplit(|b| *b == b',').map(<[u8]>::trim_ascii);
+    let last = codings.next().is_some_and(is_chunked);
+    // RFC 9112 §6.1: once, and nothing on top of it.
+    if codings.any(is_chunked) {
+        return Err(BadResponse("has a transfer coding on top of chunked"));
+    }
+    Ok(last)
 }
 
 /// The parameter `timeout` of a `Keep-Alive` field, in seconds (RFC 2068 §19.7.1.1).

@@ -1,10 +1,7 @@
 use super::*;
-use crate::http::h1::scan::{Found, Scan};
 
 fn request(text: &str) -> RequestHead {
-    let mut scan = Scan::default();
-    let Found::Head(from, to) = scan.find(text.as_bytes(), true) else { panic!("{text:?}") };
-    RequestHead::parse(scan.cut(text.as_bytes()[from..to].to_vec())).unwrap()
+    RequestHead::read(text.as_bytes()).unwrap().unwrap().0
 }
 
 fn get() -> RequestHead {
@@ -12,9 +9,7 @@ fn get() -> RequestHead {
 }
 
 fn parse(text: &str, request: &RequestHead) -> Result<ResponseHead, BadResponse> {
-    let mut scan = Scan::default();
-    let Found::Head(from, to) = scan.find(text.as_bytes(), false) else { panic!("{text:?}") };
-    ResponseHead::parse(scan.cut(text.as_bytes()[from..to].to_vec()), request)
+    ResponseHead::read(text.as_bytes(), request).map(|read| read.unwrap().0)
 }
 
 /// What the client gets, and whether its connection lives on.
@@ -65,6 +60,8 @@ fn a_response_whose_end_is_not_certain_is_not_forwarded() {
         "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, Chunked\r\n\r\n",
         "HTTP/2.0 200 OK\r\n\r\n",
         "HTTP/1.1 99 OK\r\n\r\n",
         "HTTP/1.1 200 OK\r\nA\0: b\r\n\r\n",
@@ -135,6 +132,8 @@ fn an_upstream_connection_persists_as_its_version_says() {
         ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\n", false),
         ("HTTP/1.0 200 OK\r\nContent-Length: 1\r\nConnection: keep-alive\r\n\r\n", true),
         ("HTTP/1.1 200 OK\r\n\r\n", false),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", true),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n", false),
     ] {
         assert_eq!(parse(text, &get()).unwrap().keep_alive, persists, "{text:?}");
     }

@@ -14,6 +14,8 @@ pub(super) struct Scan {
     line: usize,
     /// Where the head begins: empty lines before it are no part of it (RFC 9112 §2.2).
     start: usize,
+    /// Behind the first line, once its end is there.
+    first: usize,
     lines: usize,
     bare_line_feeds: bool,
 }
@@ -52,6 +54,9 @@ impl Scan {
                 continue;
             }
             self.lines += 1;
+            if self.lines == 1 {
+                self.first = end + 1;
+            }
             if empty {
                 return Found::Head(self.start, end + 1);
             }
@@ -60,9 +65,9 @@ impl Scan {
         Found::More
     }
 
-    /// Whether not even the first line has come to its end.
-    pub(super) fn in_first_line(&self) -> bool {
-        self.lines == 0
+    /// Whether the first line is longer than this, or has not come to its end.
+    pub(super) fn first_line_exceeds(&self, most: usize) -> bool {
+        self.lines == 0 || self.first - self.start > most
     }
 
     /// Cuts out the head that was found.
@@ -94,6 +99,14 @@ mod tests {
         assert_eq!(find(bytes, true), Found::BareLineFeed);
         assert_eq!(find(bytes, false), Found::Head(0, 22));
         assert_eq!(find(b"\n", true), Found::BareLineFeed);
+    }
+
+    #[test]
+    fn a_long_first_line_is_told_from_a_long_head() {
+        let mut scan = Scan::default();
+        assert!(scan.first_line_exceeds(100), "nobody knows");
+        assert_eq!(scan.find(b"\r\nGET / HTTP/1.1\r\nA: b\r\n\r\n", true), Found::Head(2, 26));
+        assert!(scan.first_line_exceeds(15) && !scan.first_line_exceeds(16));
     }
 
     proptest! {

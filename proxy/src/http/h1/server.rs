@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     head::RawHead,
-    request::{Refusal, RequestHead},
+    request::{BARE_LINE_FEED, Refusal, RequestHead},
     scan::Scan,
     timer::Timer,
     wire::{NoHead, Wire},
@@ -92,8 +92,7 @@ pub async fn serve<IO, H>(
                 Err(refusal) => refuse(&mut client, handler, refusal),
             },
             Some(Err(NoHead::BareLineFeed)) => {
-                let refusal = Refusal::Malformed("a line does not end in CR LF");
-                refuse(&mut client, handler, refusal)
+                refuse(&mut client, handler, Refusal::Malformed(BARE_LINE_FEED))
             }
             Some(Err(NoHead::TooLong { first_line: true })) => {
                 refuse(&mut client, handler, Refusal::TargetTooLong(most))

@@ -136,10 +136,12 @@ impl<IO> Wire<IO> {
         self.output.len() - self.written
     }
 
-    /// Forgets what waits to be written: the peer is to get something else.
-    pub(super) fn discard_output(&mut self) {
-        self.output = Vec::new();
-        self.written = 0;
+    /// Forgets what waits to be written beyond this many bytes in all ([`Self::accepted`]): the peer is
+    /// to get something else.
+    pub(super) fn keep_output_until(&mut self, bytes: u64) {
+        let kept = bytes.saturating_sub(self.accepted);
+        let kept = usize::try_from(kept).unwrap_or(usize::MAX);
+        self.output.truncate(self.written.saturating_add(kept));
     }
 
     fn take_head(&mut self, scan: &Scan, (start, end): (usize, usize)) -> RawHead {
@@ -230,8 +232,9 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
     ) -> Poll<Result<RawHead, NoHead>> {
         loop {
             let seen = self.input().len();
-            let too_long = NoHead::TooLong { first_line: scan.in_first_line() };
-            match scan.find(self.input(), strict) {
+            let found = scan.find(self.input(), strict);
+            let too_long = NoHead::TooLong { first_line: scan.first_line_exceeds(most) };
+            match found {
                 Found::Head(start, end) if end - start > most => {
                     return Poll::Ready(Err(too_long));
                 }
@@ -239,10 +242,7 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
                     return Poll::Ready(Ok(self.take_head(scan, (start, end))));
                 }
                 Found::BareLineFeed => return Poll::Ready(Err(NoHead::BareLineFeed)),
-                Found::More if seen >= most => {
-                    let first_line = scan.in_first_line();
-                    return Poll::Ready(Err(NoHead::TooLong { first_line }));
-                }
+                Found::More if seen >= most => return Poll::Ready(Err(too_long)),
                 Found::More => {}
             }
             if ready!(self.poll_read_more(cx)).map_err(NoHead::Broken)? == 0 {
@@ -277,7 +277,8 @@ impl<IO: AsyncWrite + Unpin> Wire<IO> {
             self.unflushed = true;
         }
         if self.written > 0 {
-            self.discard_output();
+            self.output = Vec::new();
+            self.written = 0;
         }
         Poll::Ready(Ok(()))
     }

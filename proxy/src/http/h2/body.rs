@@ -14,7 +14,10 @@ use hyper::body::Incoming;
 use remora_core::names::headers::PROXY_ERROR;
 use tokio::time::{Instant, Sleep};
 
-use super::replay::{Attempt, BodyError, Replay};
+use super::{
+    headers::strip_ours,
+    replay::{Attempt, BodyError, Replay},
+};
 use crate::{error::Reason, http::answer};
 
 /// Body of a request on its way upstream.
@@ -38,9 +41,10 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streaming(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|f| f.map_err(|error| BodyError::Client(error.into())))),
+            Self::Streaming(body) => {
+                let frame = std::task::ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|f| f.map(without_ours).map_err(BodyError::client)))
+            }
             Self::Attempt(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -55,11 +59,20 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
+            // An exact length would become a Content-Length that the client did not send.
+            Self::Empty => SizeHint::default(),
             Self::Streaming(body) => body.size_hint(),
             Self::Attempt(body) => body.size_hint(),
         }
     }
+}
+
+/// The frame without what only Remora's proxies may say.
+fn without_ours(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        strip_ours(trailers);
+    }
+    frame
 }
 
 /// How a response body ended.
@@ -83,10 +96,20 @@ pub trait OnEnd: Send + Unpin + 'static {
 #[derive(Debug)]
 pub struct ResponseBody<G: OnEnd> {
     inner: Inner,
+    /// What was read ahead of an upstream's body.
+    first: Option<Frame<Bytes>>,
     on_end: Option<G>,
     bounds: Option<Box<Bounds>>,
-    /// What gRPC callers are told with a last word of ours, others by a reset.
-    grpc: bool,
+    from: Origin,
+}
+
+/// What is known of a body that is forwarded.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// gRPC callers are told with a last word of ours what others are told by a reset.
+    pub grpc: bool,
+    /// A proxy of ours sent it, so what its trailers say in our name is true.
+    pub proxy: bool,
 }
 
 #[derive(Debug)]
@@ -155,13 +178,19 @@ impl<G: OnEnd> ResponseBody<G> {
     /// An answer of the proxy's own.
     pub fn made(text: Bytes) -> Self {
         let inner = Inner::Made((!text.is_empty()).then_some(text));
-        Self { inner, on_end: None, bounds: None, grpc: false }
+        let from = Origin { grpc: false, proxy: true };
+        Self { inner, first: None, on_end: None, bounds: None, from }
     }
 
-    /// Forwards an upstream's body; a body known to be empty ends here and now.
-    pub fn upstream(body: Incoming, on_end: G, grpc: bool) -> Self {
+    /// Forwards an upstream's body, of which a frame may have been read already; a body known to be
+    /// empty ends here and now.
+    pub fn upstream(
+        (first, body): (Option<Frame<Bytes>>, Incoming),
+        on_end: G,
+        from: Origin,
+    ) -> Self {
         let inner = Inner::Upstream(body);
-        let mut this = Self { inner, on_end: Some(on_end), bounds: None, grpc };
+        let mut this = Self { inner, first, on_end: Some(on_end), bounds: None, from };
         if this.is_end_stream() {
             this.end(End::Complete(None));
         }
@@ -196,8 +225,13 @@ impl<G: OnEnd> Body for ResponseBody<G> {
             Inner::Over => return Poll::Ready(None),
             Inner::Upstream(body) => body,
         };
-        let frame = match Pin::new(&mut *body).poll_frame(cx) {
-            Poll::Ready(frame) => frame.map(|f| f.map_err(BodyError::Upstream)),
+        let polled = match this.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => Pin::new(&mut *body).poll_frame(cx),
+        };
+        let frame = match polled {
+            Poll::Ready(frame) if this.from.proxy => frame.map(|f| f.map_err(BodyError::Upstream)),
+            Poll::Ready(frame) => frame.map(|f| f.map(without_ours).map_err(BodyError::Upstream)),
             Poll::Pending => {
                 let Some(bounds) = &mut this.bounds else { return Poll::Pending };
                 Some(Err(std::task::ready!(bounds.poll(cx))))
@@ -211,7 +245,7 @@ impl<G: OnEnd> Body for ResponseBody<G> {
             None => this.end(End::Complete(None)),
             Some(Err(error)) => {
                 this.end(End::Broken(error));
-                if let Some(trailers) = last_word(error).filter(|_| this.grpc) {
+                if let Some(trailers) = last_word(error).filter(|_| this.from.grpc) {
                     this.inner = Inner::Over;
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
@@ -229,12 +263,13 @@ impl<G: OnEnd> Body for ResponseBody<G> {
         match &self.inner {
             Inner::Made(text) => text.is_none(),
             Inner::Over => true,
-            Inner::Upstream(body) => body.is_end_stream(),
+            Inner::Upstream(body) => self.first.is_none() && body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
+            Inner::Upstream(_) if self.first.is_some() => SizeHint::default(),
             Inner::Made(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
             Inner::Over => SizeHint::with_exact(0),
             Inner::Upstream(body) => body.size_hint(),

@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
+    MAX_HEADER_LIST,
     body::RequestBody,
     guard::{Budget, Guarded},
 };
-use crate::{error::Error, http::MAX_HEAD};
+use crate::error::Error;
 
 /// Bytes of one response stream, and of one connection, that may be in flight unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -59,21 +60,20 @@ pub struct SendError {
 
 impl SendError {
     /// Whether the server says that it did not look at the request: REFUSED_STREAM, or a stream
-    /// above the last one that a graceful GOAWAY names (RFC 9113 §8.7).
+    /// above the last one that a GOAWAY names, whatever its code (RFC 9113 §6.8, §8.7). Streams up to
+    /// that one end with their connection, or by themselves, and never with the GOAWAY's error.
     #[must_use]
     pub fn refused(&self) -> bool {
-        let mut source = std::error::Error::source(&self.error);
-        while let Some(cause) = source {
-            if let Some(h2) = cause.downcast_ref::<h2::Error>() {
-                return match h2.reason() {
-                    Some(h2::Reason::REFUSED_STREAM) => h2.is_remote(),
-                    Some(h2::Reason::NO_ERROR) => h2.is_go_away() && h2.is_remote(),
-                    _ => false,
-                };
-            }
-            source = cause.source();
-        }
-        false
+        let said = cause(&self.error).filter(|cause| cause.is_remote());
+        said.is_some_and(|cause| {
+            cause.is_go_away() || cause.reason() == Some(h2::Reason::REFUSED_STREAM)
+        })
+    }
+
+    /// The code with which the server reset the request's stream.
+    #[must_use]
+    pub fn reset(&self) -> Option<h2::Reason> {
+        cause(&self.error).filter(|cause| cause.is_remote() && cause.is_reset())?.reason()
     }
 }
 
@@ -159,6 +159,12 @@ impl Shared {
     }
 }
 
+/// What the HTTP/2 codec said.
+fn cause(error: &hyper::Error) -> Option<&h2::Error> {
+    let first = std::error::Error::source(error);
+    std::iter::successors(first, |cause| cause.source()).find_map(|cause| cause.downcast_ref())
+}
+
 /// The task of the connection ends by itself: when the last handle is dropped, or with its worker's
 /// runtime.
 async fn handshake<IO>(io: IO) -> Result<SendRequest<RequestBody>, Error>
@@ -169,7 +175,7 @@ where
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_WITHIN)

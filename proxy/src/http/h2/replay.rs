@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::headers::strip_ours;
 use crate::http::MAX_KEPT;
 
 /// A request body that attempts are made from.
@@ -60,15 +61,16 @@ pub struct Attempt<B = Incoming> {
     trailers_given: bool,
 }
 
-/// Why a body ended early.
+/// Why a body ended early. Where its stream is reset for it, that is with the code of the HTTP/2 error
+/// among its sources, or else INTERNAL_ERROR.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The client broke off.
+    /// The client broke off; with the code that it gave, or else CANCEL.
     #[error("request body: {0}")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A newer attempt has taken over.
+    Client(#[source] h2::Error),
+    /// A newer attempt has taken over; CANCEL.
     #[error("request body was taken over by another attempt")]
-    Superseded,
+    Superseded(#[source] h2::Error),
     /// The upstream broke off.
     #[error("response body: {0}")]
     Upstream(#[source] hyper::Error),
@@ -78,6 +80,21 @@ pub enum BodyError {
     /// Nothing moved for too long.
     #[error("response body: nothing came for {0:?} (timeout.remora.io/idle)")]
     Idle(std::time::Duration),
+}
+
+impl BodyError {
+    /// The client broke off.
+    pub(super) fn client(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let error = error.into();
+        let first: &(dyn std::error::Error + 'static) = &*error;
+        let code = std::iter::successors(Some(first), |cause| cause.source())
+            .find_map(|cause| cause.downcast_ref::<h2::Error>()?.reason());
+        Self::Client(code.unwrap_or(h2::Reason::CANCEL).into())
+    }
+
+    fn superseded() -> Self {
+        Self::Superseded(h2::Reason::CANCEL.into())
+    }
 }
 
 impl<B: Body<Data = Bytes>> Replay<B> {
@@ -146,7 +163,7 @@ where
         let this = &mut *self;
         let mut shared = this.inner.shared.lock();
         if shared.attempt != this.attempt {
-            return Poll::Ready(Some(Err(BodyError::Superseded)));
+            return Poll::Ready(Some(Err(BodyError::superseded())));
         }
         if let Some(chunk) = shared.kept.get(this.next) {
             this.next += 1;
@@ -158,7 +175,7 @@ where
             match frame {
                 None => shared.ended = true,
                 Some(Err(error)) => {
-                    return Poll::Ready(Some(Err(BodyError::Client(error.into()))));
+                    return Poll::Ready(Some(Err(BodyError::client(error))));
                 }
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
@@ -171,7 +188,10 @@ where
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                     Err(frame) => {
-                        shared.trailers = frame.into_trailers().ok();
+                        shared.trailers = frame.into_trailers().ok().map(|mut trailers| {
+                            strip_ours(&mut trailers);
+                            trailers
+                        });
                         shared.ended = true;
                     }
                 },
@@ -252,7 +272,7 @@ mod tests {
         first.frame().await.unwrap().unwrap();
         let second = replay.attempt().unwrap().collect().await.unwrap();
         assert_eq!(second.to_bytes().len(), 12);
-        assert!(matches!(first.frame().await, Some(Err(BodyError::Superseded))));
+        assert!(matches!(first.frame().await, Some(Err(BodyError::Superseded(_)))));
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Serving HTTP/2 on an accepted connection.
 
-use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+use std::{future::Future, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -11,6 +11,7 @@ use remora_core::{drain, settings::HeaderSize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
+    MAX_HEADER_LIST,
     guard::{Budget, Guarded},
     replay::BodyError,
 };
@@ -26,7 +27,20 @@ const SEND_BUFFER: usize = 64 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves one connection until it ends, or until it has used up its budget of frames without content; when draining begins it says GOAWAY and its open streams
+/// A request is answered by a reset of its stream, with this code.
+#[derive(Debug, thiserror::Error)]
+#[error("stream is reset: {0}")]
+pub struct StreamReset(#[source] h2::Error);
+
+impl From<h2::Reason> for StreamReset {
+    fn from(code: h2::Reason) -> Self {
+        // hyper looks for the code among an error's sources.
+        Self(h2::Error::from(code))
+    }
+}
+
+/// Serves one connection until it ends, or until it has used up its budget of frames without content;
+/// when draining begins it says GOAWAY and its open streams
 /// finish first.
 ///
 /// # Errors
@@ -40,13 +54,10 @@ pub async fn serve<IO, F, Fut, B>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> Fut,
-    Fut: Future<Output = Response<B>> + Send + 'static,
+    Fut: Future<Output = Result<Response<B>, StreamReset>> + Send + 'static,
     B: Body<Data = Bytes, Error = BodyError> + Send + 'static,
 {
-    let service = service_fn(|request| {
-        let response = handler(request);
-        async move { Ok::<_, Infallible>(response.await) }
-    });
+    let service = service_fn(handler);
     let mut connection = pin!(
         conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -54,7 +65,8 @@ where
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(max_head.bytes())
+            // A head that is too long is answered by us, with the reason, unless it is far too long.
+            .max_header_list_size(MAX_HEADER_LIST.max(max_head.bytes().saturating_mul(2)))
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_WITHIN)

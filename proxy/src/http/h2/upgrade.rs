@@ -1,25 +1,37 @@
-//! Connections that leave HTTP: `101 Switching Protocols` and `CONNECT`.
+//! Streams that leave HTTP: `CONNECT`.
 
-use hyper::upgrade::OnUpgrade;
+use std::time::Duration;
+
+use hyper::{
+    Error,
+    upgrade::{OnUpgrade, Upgraded},
+};
 use hyper_util::rt::TokioIo;
-use remora_core::drain;
-use tokio::io::copy_bidirectional;
 
-/// Carries bytes between the two sides once both have left HTTP.
+use crate::net::{
+    connect::Reset,
+    copy::{self, Carried},
+};
+
+/// Carries bytes between the two sides once both have left HTTP, until both have ended or nothing has
+/// moved for `idle`.
 ///
-/// Ends with either side, or when the drain's deadline passes.
-pub fn carry(downstream: OnUpgrade, upstream: OnUpgrade, drain: &drain::Watch) {
-    tokio::spawn(drain.track(async move {
-        let (down, up) = match tokio::try_join!(downstream, upstream) {
-            Ok(both) => both,
-            Err(error) => {
-                tracing::debug!(%error, "upgrade was not completed");
-                return;
-            }
-        };
-        let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
-        if let Err(error) = copy_bidirectional(&mut down, &mut up).await {
-            tracing::debug!(%error, "upgraded connection ended");
-        }
-    }));
+/// # Errors
+/// Where one of the streams stayed in HTTP after all, or broke; or the pause.
+pub async fn carry(
+    downstream: OnUpgrade,
+    upstream: OnUpgrade,
+    idle: Option<Duration>,
+    carried: &mut Carried,
+) -> Result<(), copy::Broken> {
+    let both = tokio::try_join!(downstream, upstream);
+    let (down, up) = both.map_err(|error: Error| std::io::Error::other(error))?;
+    let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
+    copy::bidirectional(&mut down, &mut up, carried, idle).await
+}
+
+impl Reset for TokioIo<Upgraded> {
+    fn reset(&self) {
+        // hyper ends such a stream in order, whatever happened.
+    }
 }

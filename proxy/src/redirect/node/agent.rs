@@ -156,7 +156,11 @@ struct RuleFlags {
     rules: Rules,
 }
 
-fn parse(line: &str) -> Result<(u64, RedirectConfig), String> {
+/// Reads what a pod asks for: the inode of its network namespace, and the rules.
+///
+/// # Errors
+/// What is not understood.
+pub fn parse(line: &str) -> Result<(u64, RedirectConfig), String> {
     let request: Request =
         serde_json::from_str(line).map_err(|error| format!("not understood: {error}"))?;
     let flags = RuleFlags::try_parse_from(&request.rules)

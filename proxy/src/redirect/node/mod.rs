@@ -13,7 +13,7 @@ mod agent;
 mod ask;
 mod namespace;
 
-pub use agent::{AgentArgs, AgentError, run as agent};
+pub use agent::{AgentArgs, AgentError, parse as parse_request, run as agent};
 pub use ask::{AskArgs, AskError, run as ask};
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,5 @@
+//! gRPC through both proxies.
+
+mod calls;
+mod deadlines;
+mod endings;
