@@ -122,6 +122,7 @@ fn all() -> Policy {
             request: Some(9 * SECOND),
             response: Some(8 * SECOND),
             idle: Some(60 * SECOND),
+            backend_request: None,
             connect: 3 * SECOND,
         },
         bulkheads: Bulkheads {

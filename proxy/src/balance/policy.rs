@@ -62,6 +62,11 @@ pub enum Affinity {
         /// How long the client keeps it; `None`: until its session ends.
         timeout: Option<Duration>,
     },
+    /// By a field that the proxy adds to responses and the client sends back (GEP-1619).
+    Header {
+        /// Its name.
+        name: HeaderName,
+    },
     /// By the address that the connection came from.
     ClientAddress {
         /// For how long after the last use.
@@ -208,13 +213,21 @@ pub struct TimeoutPolicy {
     pub response: Option<Duration>,
     /// Longest pause in either body.
     pub idle: Option<Duration>,
+    /// One attempt, from when it is sent to the end of its response.
+    pub backend_request: Option<Duration>,
     /// Establishing a connection, TLS included.
     pub connect: Duration,
 }
 
 impl Default for TimeoutPolicy {
     fn default() -> Self {
-        Self { request: None, response: None, idle: None, connect: Duration::from_secs(1) }
+        Self {
+            request: None,
+            response: None,
+            idle: None,
+            backend_request: None,
+            connect: Duration::from_secs(1),
+        }
     }
 }
 

@@ -316,6 +316,8 @@ impl<'a> Exchange<'a> {
                 let known = timeout.is_none() && affinity::named(fields, name) == Some(token);
                 if known { None } else { affinity::set_cookie(name, token, *timeout) }
             }
+            // It comes with every response: a client may know the last one only.
+            Affinity::Header { .. } => HeaderValue::try_from(token.to_string()).ok(),
             Affinity::ClientAddress { timeout } => {
                 let now = Instant::now().into_std();
                 self.upstream.traffic().clients.keep(self.client, token, *timeout, now);

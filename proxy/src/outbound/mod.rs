@@ -349,6 +349,7 @@ impl Upstream {
         let token = match &policy.affinity {
             None => None,
             Some(Affinity::Cookie { name, .. }) => fields.and_then(|f| affinity::named(f, name)),
+            Some(Affinity::Header { name }) => fields.and_then(|f| affinity::in_field(f, name)),
             Some(Affinity::ClientAddress { timeout }) => {
                 self.traffic().clients.find(client, *timeout, now)
             }

@@ -30,9 +30,9 @@ pub struct RequestHead {
     pub(super) keep_alive: bool,
     /// Minor version, 0 or 1.
     pub(super) minor: u8,
-    target: Range<usize>,
-    path: Range<usize>,
-    has_host: bool,
+    pub(super) target: Range<usize>,
+    pub(super) path: Range<usize>,
+    pub(super) has_host: bool,
 }
 
 /// Why a request is not forwarded. The connection ends with the answer, since where the next
