@@ -38,6 +38,8 @@ pub struct Watch {
     closing: CancellationToken,
     aborted: CancellationToken,
     tasks: TaskTracker,
+    /// Accept loops; they live as long as nobody drains, and are no sign of life.
+    accepting: TaskTracker,
     /// Work that was ever tracked; tells of what came and went between two looks.
     begun: Arc<AtomicU64>,
 }
@@ -60,6 +62,7 @@ impl Drain {
             closing: CancellationToken::new(),
             aborted: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            accepting: TaskTracker::new(),
             begun: Arc::default(),
         };
         (Self { watch: watch.clone() }, watch)
@@ -68,11 +71,17 @@ impl Drain {
     /// Begins draining, waits up to `grace` for all tracked work, then aborts what is left.
     pub async fn drain(self, grace: Duration) -> Drained {
         self.watch.start();
-        self.watch.tasks.close();
-        if tokio::time::timeout(grace, self.watch.tasks.wait()).await.is_ok() {
+        let Watch { tasks, accepting, .. } = &self.watch;
+        let ended = async {
+            accepting.close();
+            accepting.wait().await;
+            tasks.close();
+            tasks.wait().await;
+        };
+        if timeout(grace, ended).await.is_ok() {
             return Drained::Clean;
         }
-        let left = self.watch.tasks.len();
+        let left = tasks.len();
         self.watch.aborted.cancel();
         Drained::Aborted(left)
     }
@@ -151,6 +160,12 @@ impl Watch {
         self.closing.cancel();
     }
 
+    /// Wraps an accept loop that ends once nothing new is to be accepted. The drain waits for that, so
+    /// that what the loop still takes in is served.
+    pub fn accepting<F: Future>(&self, accept: F) -> impl Future<Output = F::Output> + use<F> {
+        self.accepting.track_future(accept)
+    }
+
     /// Wraps work that the drain waits for; it is dropped when the deadline passes.
     pub fn track<F>(&self, work: F) -> impl Future<Output = Option<F::Output>> + use<F>
     where
@@ -181,6 +196,25 @@ mod tests {
         assert_eq!(drain.drain(Duration::from_secs(10)).await, Drained::Clean);
         assert_eq!(started.elapsed(), Duration::from_secs(3));
         assert_eq!(work.await.unwrap(), Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_accept_loop_takes_in_at_its_end_is_waited_for() {
+        let (drain, watch) = Drain::new();
+        let accept = watch.accepting({
+            let watch = watch.clone();
+            async move {
+                watch.closing().await;
+                sleep(Duration::from_secs(1)).await;
+                tokio::spawn(watch.track(sleep(Duration::from_secs(3))));
+            }
+        });
+        let accept = tokio::spawn(accept);
+        let begun = Instant::now();
+        let quiet = Duration::from_secs(5);
+        assert_eq!(drain.drain_once_quiet(quiet, quiet * 6).await, Drained::Clean);
+        assert_eq!(begun.elapsed().as_secs(), 5 + 1 + 3);
+        accept.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

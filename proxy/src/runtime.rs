@@ -133,7 +133,8 @@ async fn worker(
         let (places, refused) =
             ((Arc::clone(&shared.admission), false), refusal(Direction::Outbound));
         let socket = TcpListener::from_std(socket)?;
-        tokio::spawn(listener::accept(socket, places, drain.clone(), refused, serve));
+        let accept = listener::accept(socket, places, drain.clone(), refused, serve);
+        tokio::spawn(drain.accepting(accept));
     }
     for (socket, source) in listeners.inbound {
         let inbound = Arc::clone(&inbound);
@@ -143,7 +144,8 @@ async fn worker(
         let (places, refused) =
             ((Arc::clone(&shared.admission), true), refusal(Direction::Inbound));
         let socket = TcpListener::from_std(socket)?;
-        tokio::spawn(listener::accept(socket, places, drain.clone(), refused, serve));
+        let accept = listener::accept(socket, places, drain.clone(), refused, serve);
+        tokio::spawn(drain.accepting(accept));
     }
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(SWEEP);

@@ -7,6 +7,7 @@
 //! - [`origin`] HTTP servers and clients that count;
 //! - [`grpc`] messages and endings of gRPC;
 //! - [`streams`] HTTP/2 stream by stream, [`frames`] frame by frame;
+//! - [`load`] clients that ask without a break, every request counted;
 //! - [`wait`] waiting for events within a bound;
 //! - [`apiserver`] a double of the Kubernetes API;
 //! - [`address`] loopback addresses that no other mesh on this machine uses.
@@ -18,6 +19,7 @@ pub mod address;
 pub mod apiserver;
 pub mod frames;
 pub mod grpc;
+pub mod load;
 pub mod mesh;
 pub mod origin;
 pub mod sidecar;

@@ -21,6 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
 };
@@ -53,6 +54,8 @@ pub enum Speaks {
     H1,
     /// HTTP/2 with prior knowledge.
     H2,
+    /// Whichever of them the client begins with. What is neither comes back as it is.
+    Any,
 }
 
 /// A server that counts. Dropped, its connections are cut.
@@ -88,17 +91,23 @@ impl Origin {
                         async move { Ok::<_, Infallible>(response.await) }
                     });
                     let _ = stream.set_nodelay(true);
-                    let io = TokioIo::new(stream);
+                    let speaks = match speaks {
+                        Speaks::Any => first_word(&stream).await,
+                        known => Some(known),
+                    };
                     // A connection that breaks is the test's own doing.
                     let _ = match speaks {
-                        Speaks::H1 => {
-                            conn::http1::Builder::new().serve_connection(io, service).await
-                        }
-                        Speaks::H2 => {
-                            let mut builder = conn::http2::Builder::new(TokioExecutor::new());
+                        Some(Speaks::H2) => {
+                            let (exec, io) = (TokioExecutor::new(), TokioIo::new(stream));
+                            let mut builder = conn::http2::Builder::new(exec);
                             builder.max_header_list_size(HEADER_LIST);
                             builder.serve_connection(io, service).await
                         }
+                        Some(_) => {
+                            let io = TokioIo::new(stream);
+                            conn::http1::Builder::new().serve_connection(io, service).await
+                        }
+                        None => return echo(stream).await,
                     };
                 });
             }
@@ -122,6 +131,23 @@ impl Drop for Origin {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// What a client begins with: `None` for what is not HTTP.
+async fn first_word(stream: &TcpStream) -> Option<Speaks> {
+    let mut first = [0; 3];
+    match stream.peek(&mut first).await {
+        Ok(3) if &first == b"PRI" => Some(Speaks::H2),
+        Ok(1..) if first[0].is_ascii_uppercase() => Some(Speaks::H1),
+        _ => None,
+    }
+}
+
+async fn echo(mut stream: TcpStream) {
+    let (mut from, mut to) = stream.split();
+    // It breaks where the test breaks it.
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
 }
 
 /// An HTTP/1.1 client connection.

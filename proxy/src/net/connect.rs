@@ -1,6 +1,11 @@
 //! Dialling.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -52,6 +57,45 @@ pub fn reset_on_drop(stream: &TcpStream) {
 pub trait Reset {
     /// See [`reset_on_drop`].
     fn reset(&self);
+}
+
+/// A stream in the middle of something: dropped there, it ends in a reset, so that its peer does not
+/// take the part for the whole.
+#[derive(Debug)]
+pub struct Unfinished<'a, IO: Reset>(&'a mut IO, bool);
+
+impl<'a, IO: Reset> Unfinished<'a, IO> {
+    /// Something begins.
+    pub fn new(io: &'a mut IO) -> Self {
+        Self(io, true)
+    }
+
+    /// It has come to its end, whichever that was.
+    pub fn finish(mut self) {
+        self.1 = false;
+    }
+}
+
+impl<IO: Reset> Deref for Unfinished<'_, IO> {
+    type Target = IO;
+
+    fn deref(&self) -> &IO {
+        self.0
+    }
+}
+
+impl<IO: Reset> DerefMut for Unfinished<'_, IO> {
+    fn deref_mut(&mut self) -> &mut IO {
+        self.0
+    }
+}
+
+impl<IO: Reset> Drop for Unfinished<'_, IO> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.reset();
+        }
+    }
 }
 
 impl Reset for TcpStream {

@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{connect::Reset, scratch};
+use super::{
+    connect::{Reset, Unfinished},
+    scratch,
+};
 
 /// Bytes carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,8 +61,9 @@ pub enum Side {
 /// also when the future is dropped.
 ///
 /// # Errors
-/// The first error of either side, or the pause; both connections are then set to end in a reset, so
-/// that neither peer takes a break for an orderly end.
+/// The first error of either side, or the pause. Both connections are then set to end in a reset, so
+/// that neither peer takes a break for an orderly end; so they are where the future is dropped before
+/// its end.
 pub async fn bidirectional<A, B>(
     a: &mut A,
     b: &mut B,
@@ -72,9 +76,10 @@ where
 {
     let (mut there, mut back) = (Direction::default(), Direction::default());
     let mut patience = idle.map(Patience::new);
-    let result = poll_fn(|cx| {
-        let first = there.poll(cx, a, b, &mut carried.a_to_b)?;
-        let second = back.poll(cx, b, a, &mut carried.b_to_a)?;
+    let (mut a, mut b) = (Unfinished::new(a), Unfinished::new(b));
+    poll_fn(|cx| {
+        let first = there.poll(cx, &mut *a, &mut *b, &mut carried.a_to_b)?;
+        let second = back.poll(cx, &mut *b, &mut *a, &mut carried.b_to_a)?;
         if first.is_ready() && second.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -83,12 +88,10 @@ where
             None => Poll::Pending,
         }
     })
-    .await;
-    if result.is_err() {
-        a.reset();
-        b.reset();
-    }
-    result
+    .await?;
+    a.finish();
+    b.finish();
+    Ok(())
 }
 
 /// Waits for a pause that is too long. Nothing is armed anew as bytes move: a timer that goes off too
@@ -296,6 +299,24 @@ mod tests {
         drop((down, up));
         let error = server.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_given_up_is_no_orderly_end() {
+        let ((mut client, mut down), (mut up, mut server)) = (tcp_pair().await, tcp_pair().await);
+        let mut carried = Carried::default();
+        let mut copy = Box::pin(bidirectional(&mut down, &mut up, &mut carried, None));
+        client.write_all(b"x").await.unwrap();
+        tokio::select! {
+            _ = &mut copy => unreachable!(),
+            read = server.read_u8() => assert_eq!(read.unwrap(), b'x'),
+        }
+        drop(copy);
+        drop((down, up));
+        for end in [&mut client, &mut server] {
+            let error = end.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
     }
 
     #[tokio::test]

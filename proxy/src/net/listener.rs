@@ -96,6 +96,8 @@ pub fn ipv6_twin(addr: SocketAddr) -> Option<SocketAddr> {
 /// Accepts until the drain closes the listeners and gives each connection to `serve` on a task of its own.
 ///
 /// Out of file descriptors it pauses, rather than spin; each connection is tracked by the drain.
+/// Connections that wait to be accepted when the listener closes are served as well: to their clients
+/// they are open, and the kernel would reset them.
 ///
 /// `fair`: callers compete for places by their address. What there is no place for is counted by
 /// `refused` and reset.
@@ -109,24 +111,30 @@ pub async fn accept<F, Fut>(
     F: Fn(TcpStream, SocketAddr, Admitted) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let serve = |stream: TcpStream, peer: SocketAddr| {
+        let Some(admitted) = admission.admit(fair.then(|| peer.ip())) else {
+            refused();
+            reset_on_drop(&stream);
+            return;
+        };
+        prepare(&stream);
+        // Boxed at once: the future is large, and every layer around it would move it.
+        tokio::spawn(drain.track(Box::pin(serve(stream, peer, admitted))));
+    };
     let mut pause = Duration::from_millis(5);
     loop {
         let accepted = tokio::select! {
             biased;
-            () = drain.closing() => return,
+            () = drain.closing() => {
+                waiting(listener).for_each(|(stream, peer)| serve(stream, peer));
+                return;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
                 pause = Duration::from_millis(5);
-                let Some(admitted) = admission.admit(fair.then(|| peer.ip())) else {
-                    refused();
-                    reset_on_drop(&stream);
-                    continue;
-                };
-                prepare(&stream);
-                // Boxed at once: the future is large, and every layer around it would move it.
-                tokio::spawn(drain.track(Box::pin(serve(stream, peer, admitted))));
+                serve(stream, peer);
             }
             // The client gave up before we came to it: nothing is wrong with the listener.
             Err(error) if is_connection_error(&error) => {}
@@ -137,6 +145,18 @@ pub async fn accept<F, Fut>(
             }
         }
     }
+}
+
+/// The connections that wait to be accepted.
+fn waiting(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    // The runtime would wait for another event first.
+    let listener = listener.into_std().ok();
+    let next = move || {
+        let (stream, peer) = listener.as_ref()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    };
+    std::iter::from_fn(next).take(BACKLOG as usize)
 }
 
 fn is_connection_error(error: &io::Error) -> bool {
@@ -200,6 +220,7 @@ pub fn is_foreign(stream: &TcpStream, destination: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
     fn a_port_in_use_is_named_with_its_mend() {
@@ -219,6 +240,32 @@ mod tests {
         let sockets = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
         let ports: Vec<u16> = sockets.iter().map(|s| s.local_addr().unwrap().port()).collect();
         assert!(ports.len() == 3 && ports.iter().all(|p| *p == ports[0] && *p != 0), "{ports:?}");
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_be_accepted_when_the_listener_closes_is_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(addr).await.unwrap());
+        }
+        let (drain, watch) = drain::Drain::new();
+        watch.start();
+        let serve = |mut client: TcpStream, _, place| async move {
+            client.write_all(b"served").await.unwrap();
+            drop(place);
+        };
+        let places = (Admission::new(3, 1), false);
+        let accept = accept(listener, places, watch.clone(), || unreachable!(), serve);
+        tokio::spawn(watch.accepting(accept));
+        assert_eq!(drain.drain(KEEPALIVE_IDLE).await, drain::Drained::Clean);
+        for mut client in clients {
+            let mut said = String::new();
+            client.read_to_string(&mut said).await.unwrap();
+            assert_eq!(said, "served");
+        }
+        assert!(TcpStream::connect(addr).await.is_err());
     }
 
     #[tokio::test]

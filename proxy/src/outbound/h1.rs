@@ -8,7 +8,8 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     Upstream,
-    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken, Via},
+    attempt::{Exchange, Facts, Taken},
+    call::{Answer, Bounds, Call, NoAnswer, Via},
     dial::{Connected, Key},
     http::Requests,
     verdict,
@@ -30,7 +31,7 @@ use crate::{
         },
     },
     metrics::Direction,
-    net::copy::Carried,
+    net::{connect::Reset, copy::Carried},
     tls::Alpn,
 };
 

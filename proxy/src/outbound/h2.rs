@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     Snapshot,
-    attempt::{Answer, Bounds, Call, Exchange, Facts, NoAnswer, Taken, Via},
+    attempt::{Exchange, Facts, Taken},
+    call::{Answer, Bounds, Call, NoAnswer, Via},
     deadline,
     dial::Key,
     done::Done,

@@ -4,6 +4,7 @@
 //! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
 
 mod attempt;
+mod call;
 pub mod deadline;
 mod dial;
 mod done;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode, header};
 use remora_core::names::headers::PROXY_ERROR;
 
-use super::attempt::Answer;
+use super::call::Answer;
 use crate::{
     balance::{
         retry::Answer as Seen,

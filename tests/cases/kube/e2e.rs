@@ -17,7 +17,7 @@ use super::{
     kubelet::{Running, container, on_a_node},
     shop::{SHOP, slice},
 };
-use crate::proxy::change::Load;
+use remora_tests::load::Load;
 
 /// The Service's address.
 const ORDERS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);

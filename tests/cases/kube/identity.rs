@@ -13,7 +13,7 @@ use super::{
     cluster::Cluster,
     shop::{SHOP, Shop, bundle, certify, secret_text},
 };
-use crate::proxy::change::Load;
+use remora_tests::load::Load;
 
 const LEASE: (&str, &str, &str) = ("leases", SYSTEM_NAMESPACE, "remora-control-plane");
 

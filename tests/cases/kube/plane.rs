@@ -15,7 +15,7 @@ use super::{
     cluster::Cluster,
     shop::{SHOP, Shop},
 };
-use crate::proxy::change::Load;
+use remora_tests::load::Load;
 
 /// Watches of the five kinds that it follows.
 const KINDS: [&str; 5] = ["namespaces", "services", "endpointslices", "pods", "nodes"];

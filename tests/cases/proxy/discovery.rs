@@ -1,10 +1,16 @@
 //! What the manifests say about protocols and destinations, and what the proxy makes of it.
 
+use http::Request;
+use hyper::client::conn::http1;
 use remora_tests::{
     mesh::{Mesh, Pair, SERVICE_PORT},
-    origin::{Origin, Speaks, full, get},
-    wait::eventually,
+    origin::{Answer, Body, Origin, Speaks, empty, full, get, h1},
+    wait::{eventually, within},
     wire::{App, Wire},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
 };
 
 #[tokio::test]
@@ -111,4 +117,35 @@ async fn a_caller_outside_the_mesh_hears_a_server_that_speaks_first() {
     client.expect("220 ready\r\n").await;
     client.send("QUIT\r\n").await;
     server.expect("QUIT\r\n").await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_deleted_and_made_anew_is_found_again() {
+    let (pair, app) = Pair::with_app(&[]).await;
+    drop(app);
+    let _origin = Origin::saying(pair.server.pod.app(), "hello").await;
+    let mut kept = h1(pair.entry()).await;
+    assert_eq!(ask(&mut kept).await.status, 200);
+    pair.mesh.remove_service("orders");
+    eventually("new connections to be reset", || async {
+        let Ok(mut stream) = TcpStream::connect(pair.entry()).await else { return Some(()) };
+        let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await;
+        (asked.is_err() || stream.read_u8().await.is_err()).then_some(())
+    })
+    .await;
+    let gone = ask(&mut kept).await;
+    let reason = gone.reason().map(str::to_owned);
+    assert_eq!((gone.status, reason.as_deref()), (404, Some("no-route")));
+    pair.mesh.service("orders", &[]);
+    eventually("the kept connection to work again", async || {
+        (ask(&mut kept).await.status == 200).then_some(())
+    })
+    .await;
+}
+
+async fn ask(kept: &mut http1::SendRequest<Body>) -> Answer {
+    kept.ready().await.unwrap();
+    let request = Request::get("/").header("host", "orders").body(empty()).unwrap();
+    let response = within("an answer", kept.send_request(request)).await.unwrap();
+    Answer::read(response).await.unwrap()
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
 mod balance;
-pub(crate) mod change;
+mod change;
 mod discovery;
 mod grpc;
 mod http1;

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     error::Error,
     http::{MAX_KEPT, answer},
-    net::connect::Reset,
+    net::connect::{Reset, Unfinished},
 };
 
 /// Time from a head's first byte to its end.
@@ -88,7 +88,13 @@ pub async fn serve<IO, H>(
         let after = match head.await {
             None => After::Close,
             Some(Ok(raw)) => match RequestHead::parse(raw) {
-                Ok(request) => handler.handle(&mut client, request).await,
+                Ok(request) => {
+                    // At the drain's deadline all of this is dropped.
+                    let mut client = Unfinished::new(&mut client);
+                    let after = handler.handle(&mut client, request).await;
+                    client.finish();
+                    after
+                }
                 Err(refusal) => refuse(&mut client, handler, refusal),
             },
             Some(Err(NoHead::BareLineFeed)) => {

@@ -156,9 +156,8 @@ impl<IO> Wire<IO> {
     }
 }
 
-impl<IO: Reset> Wire<IO> {
-    /// Lets the connection end in a reset when it is dropped.
-    pub fn reset(&self) {
+impl<IO: Reset> Reset for Wire<IO> {
+    fn reset(&self) {
         self.io.reset();
     }
 }

@@ -145,9 +145,14 @@ async fn an_application_with_a_window_of_one_byte_gets_all_of_the_request() {
     let mut settings = h2::server::Builder::new();
     settings.initial_window_size(1);
     let mut app = App::listen_with(pair.server.pod.app(), settings).await;
+    let mut sender = client(pair.entry()).await;
+    // Until the window has been heard of, the protocol's own of 64 KiB holds.
+    let first = sender.send_request(Request::get("http://orders/").body(empty()).unwrap());
+    let first = tokio::spawn(first);
+    app.call().await.answer(Response::new(()));
+    assert_eq!(within("an answer", first).await.unwrap().unwrap().status(), 200);
     let text: Vec<u8> = (0..500u32).map(|n| n as u8).collect();
     let request = Request::post("http://orders/").body(full(text.clone())).unwrap();
-    let mut sender = client(pair.entry()).await;
     let call = tokio::spawn(async move { sender.send_request(request).await });
     let mut asked = app.call().await;
     let mut got = Vec::new();
