@@ -111,6 +111,7 @@ fn all() -> Policy {
         retry: Some(RetryPolicy {
             http: vec![503..=503, 502..=504],
             grpc: vec![14],
+            unanswered: false,
             limit: 3,
             per_try_timeout: Some(4 * SECOND),
             methods: RetryMethods::All,

@@ -145,6 +145,8 @@ pub struct RetryPolicy {
     pub http: Vec<RangeInclusive<u16>>,
     /// gRPC codes.
     pub grpc: Vec<u32>,
+    /// Attempts that brought no answer, whatever status stands for that.
+    pub unanswered: bool,
     /// Sends beyond the first.
     pub limit: u32,
     /// Time that one attempt may take until its response head.
@@ -164,6 +166,7 @@ impl Default for RetryPolicy {
         Self {
             http: Vec::new(),
             grpc: Vec::new(),
+            unanswered: false,
             limit: 0,
             per_try_timeout: None,
             methods: RetryMethods::default(),

@@ -148,6 +148,7 @@ pub(crate) fn retry(policy: &pb::RetryPolicy) -> Result<RetryPolicy, WireError> 
     Ok(RetryPolicy {
         http,
         grpc: policy.grpc.clone(),
+        unanswered: policy.unanswered,
         limit: policy.limit,
         per_try_timeout: duration("retry.per_try_timeout", policy.per_try_timeout.as_ref())?,
         methods: methods(&policy.methods)?,

@@ -176,7 +176,9 @@ impl ServiceState {
             bad.push(error);
             before.map(|state| state.policy.clone()).unwrap_or_default()
         });
-        let routes = route::parse::routes(service, &policy, &mut bad).map(Into::into);
+        let known = before.map_or(&[][..], |state| &state.routes);
+        let routes = route::parse::routes(service, &policy, (known, now), &mut bad);
+        let routes = routes.map(Into::into);
         let routes = routes.unwrap_or_else(|error| {
             bad.push(error);
             before.map(|state| state.routes.clone()).unwrap_or_default()

@@ -1,22 +1,33 @@
 //! HTTP/1 requests of the application. The whole exchange runs on the task of its connection.
 
-use std::sync::Arc;
+use std::{
+    future::poll_fn,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
+use bytes::Bytes;
 use http::StatusCode;
 use remora_core::names::headers::ATTEMPT;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
 
 use super::{
-    Upstream,
+    Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
     call::{Answer, Bounds, Call, NoAnswer, Via},
     dial::{Connected, Key},
     http::Requests,
+    mirror::{self, Nobody},
+    routed::{Arrived, Changes, Course},
     verdict,
 };
 use crate::{
     balance::stats::Outcome,
-    discovery::Endpoint,
+    discovery::{Endpoint, Target},
     error::{Error, Sent},
     fields::Fields,
     http::{
@@ -36,11 +47,13 @@ use crate::{
 };
 
 /// The request and the client's side of it.
-struct H1Call<'a> {
+struct H1Call<'a, C> {
     requests: &'a Requests,
-    client: &'a mut Wire<TcpStream>,
+    client: &'a mut Wire<C>,
     request: &'a RequestHead,
     upload: Transfer,
+    /// What a route still does to the response.
+    changes: Option<&'a Changes>,
 }
 
 /// A response's head, and the connection that its body comes from.
@@ -61,16 +74,20 @@ impl Handler<TcpStream> for Requests {
             Ok(upstream) => upstream,
             Err(error) => return self.answer(client, &request, &upload, &error, grpc).await,
         };
-        let exchange = Exchange::new(&self.outbound, &upstream, (self.client, started), None);
+        let snapshot = upstream.snapshot();
+        if snapshot.routes.is_some() {
+            // Boxed, since most Services have none.
+            let sides = (client, request, upload);
+            let arrived = Arrived { started, grpc, copied: true };
+            return Box::pin(self.routed(sides, (&upstream, snapshot), arrived)).await;
+        }
+        let from = (self.client, started);
+        let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
         let facts = Facts { method: &request.method, path: request.path(), grpc };
-        let mut call = H1Call { requests: self, client, request: &request, upload };
+        let mut call = H1Call { requests: self, client, request: &request, upload, changes: None };
         match exchange.run(&mut call, facts).await {
             Ok(taken) => call.finish(&exchange, &upstream, taken, facts).await,
-            Err(why) => {
-                let H1Call { client, upload, .. } = call;
-                let Some(error) = why.into_error() else { return After::Break };
-                self.answer(client, &request, &upload, &error, grpc).await
-            }
+            Err(why) => call.give(why, grpc).await,
         }
     }
 
@@ -81,9 +98,9 @@ impl Handler<TcpStream> for Requests {
 }
 
 impl Requests {
-    async fn answer(
+    async fn answer<C: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        client: &mut Wire<TcpStream>,
+        client: &mut Wire<C>,
         request: &RequestHead,
         upload: &Transfer,
         error: &Error,
@@ -92,6 +109,78 @@ impl Requests {
         let response = self.failed(error, grpc);
         let draining = self.outbound.drain.is_draining();
         server::answer(client, request, upload, &response, draining).await
+    }
+
+    /// Answers a request of a Service that has routes.
+    async fn routed(
+        &self,
+        (client, mut request, upload): (&mut Wire<TcpStream>, RequestHead, Transfer),
+        (upstream, snapshot): (&Arc<Upstream>, Snapshot),
+        arrived: Arrived,
+    ) -> After {
+        let routes = snapshot.routes.as_deref().unwrap_or_default();
+        let arrived = Arrived { copied: !request.leaves_http(), ..arrived };
+        // It may take long on purpose; meanwhile the client may go.
+        let course = tokio::select! {
+            biased;
+            course = self.course((upstream, routes), &mut request, arrived) => course,
+            () = poll_fn(|cx| client.poll_gone(cx)) => return After::Break,
+        };
+        let going = match course {
+            Course::Go(going) => going,
+            Course::Answer(response) => {
+                let draining = self.outbound.drain.is_draining();
+                return server::answer(client, &request, &upload, &response, draining).await;
+            }
+        };
+        let (upstream, changes) = (&going.upstream, &going.changes);
+        let from = (self.client, arrived.started);
+        let exchange = Exchange::new(&self.outbound, (upstream, going.snapshot()), from, None);
+        let grpc = arrived.grpc;
+        let facts = Facts { method: &request.method, path: request.path(), grpc };
+        let mut call =
+            H1Call { requests: self, client, request: &request, upload, changes: Some(changes) };
+        let answered = exchange.run(&mut call, facts).await;
+        if !going.copies.is_empty() {
+            let body = call.upload.kept().filter(|_| call.upload.is_done());
+            let body = body.map(Bytes::copy_from_slice);
+            self.outbound.mirror(changes.route(), going.copies, body, send_copy);
+        }
+        match answered {
+            Ok(taken) => call.finish(&exchange, upstream, taken, facts).await,
+            Err(why) => call.give(why, grpc).await,
+        }
+    }
+}
+
+/// Sends a copy of a request and reads over what comes back; says whether that was a response.
+async fn send_copy(
+    outbound: Arc<Outbound>,
+    upstream: Arc<Upstream>,
+    mut request: RequestHead,
+    body: Bytes,
+) -> bool {
+    let started = Instant::now();
+    request.copied(&body);
+    let mut client = Wire::new(Nobody, body.to_vec());
+    let nowhere = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), started);
+    let target = Target::Authority(upstream.name());
+    let requests = Requests::new(outbound, nowhere.0, target, Upstream::clone(&upstream));
+    let snapshot = mirror::snapshot(&upstream);
+    let exchange = Exchange::new(&requests.outbound, (&upstream, snapshot), nowhere, None);
+    let grpc = is_grpc(&request.fields);
+    let facts = Facts { method: &request.method, path: request.path(), grpc };
+    let upload = exchange::upload(&request);
+    let mut call = H1Call {
+        requests: &requests,
+        client: &mut client,
+        request: &request,
+        upload,
+        changes: None,
+    };
+    match exchange.run(&mut call, facts).await {
+        Ok(taken) => call.finish(&exchange, &upstream, taken, facts).await != After::Break,
+        Err(_) => false,
     }
 }
 
@@ -106,7 +195,7 @@ impl From<Bounds> for Patience {
     }
 }
 
-impl Call for H1Call<'_> {
+impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_, C> {
     type Answer = H1Answer;
 
     async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H1Answer, NoAnswer> {
@@ -175,7 +264,7 @@ impl Answer for H1Answer {
     }
 }
 
-impl H1Call<'_> {
+impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     /// Boxed, since the future is large and rarely needed.
     async fn dial(&self, endpoint: &Endpoint, via: Via<'_>) -> Result<Connected, NoAnswer> {
         let within = via.bounds.connect_within(Instant::now());
@@ -193,7 +282,7 @@ impl H1Call<'_> {
         facts: Facts<'_>,
     ) -> After {
         // The permit lives to the end of this function.
-        let Taken { answer, mut guard, places, permit: _permit, cookie } = taken;
+        let Taken { answer, mut guard, places, permit: _permit, mark } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc);
         let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
         upstream.traffic().responded(head.status);
@@ -201,8 +290,11 @@ impl H1Call<'_> {
             // Only a proxy of ours may say what our headers say.
             head.fields.strip_ours();
         }
-        if let Some(cookie) = cookie {
-            head.fields.add("Set-Cookie", cookie.as_bytes());
+        if let Some(mark) = mark {
+            mark.write(&mut head.fields);
+        }
+        if let Some(changes) = self.changes {
+            changes.apply(&mut head.fields);
         }
         exchange.begun(&mut guard, sent_at, outcome);
         let outbound = &self.requests.outbound;
@@ -220,6 +312,7 @@ impl H1Call<'_> {
         let (last, kept_for) = (outbound.drain.is_draining(), head.kept_for);
         let request = self.request;
         let upload = &mut self.upload;
+        let bounds = Bounds { deadline: bounds.end(), ..bounds };
         match exchange::answer(sides, request, head, upload, bounds.into(), last).await {
             Ending::Complete { client, upstream: reusable } => {
                 exchange.report(&mut guard, sent_at, Outcome::Success);
@@ -268,12 +361,24 @@ impl H1Call<'_> {
         begun: bool,
     ) -> After {
         exchange.record_error(facts, &error, &[]);
-        let Self { requests, client, request, upload } = self;
         if begun {
-            requests.outbound.error(error.reason());
+            self.requests.outbound.error(error.reason());
             return After::Break;
         }
-        requests.answer(client, request, &upload, &error, facts.grpc).await
+        self.give(error.into(), facts.grpc).await
+    }
+
+    /// Gives the client an answer of ours in the place of a response.
+    async fn give(self, why: NoAnswer, grpc: bool) -> After {
+        let Self { requests, client, request, upload, changes } = self;
+        let Some(error) = why.into_error() else { return After::Break };
+        let Some(changes) = changes else {
+            return requests.answer(client, request, &upload, &error, grpc).await;
+        };
+        let mut response = requests.failed(&error, grpc);
+        changes.apply(response.headers_mut());
+        let draining = requests.outbound.drain.is_draining();
+        server::answer(client, request, &upload, &response, draining).await
     }
 }
 

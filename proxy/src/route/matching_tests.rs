@@ -3,6 +3,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::balance::testing::epoch;
 use crate::route::{
     Filter, Route,
     backend::Backends,
@@ -21,6 +22,7 @@ fn route(name: &str, matches: Vec<RouteMatch>) -> Arc<Route> {
         timeouts: Default::default(),
         affinity: None,
         fault: None,
+        traffic: Arc::new(crate::discovery::traffic::RouteTraffic::new(epoch())),
     })
 }
 

@@ -38,6 +38,7 @@ use http::{HeaderValue, Method, Response};
 
 use crate::{
     balance::policy::{Affinity, RetryPolicy, TimeoutPolicy},
+    discovery::traffic::RouteTraffic,
     fields::{Fields, FieldsMut},
 };
 use backend::Backends;
@@ -100,6 +101,8 @@ pub struct Route {
     pub affinity: Option<Affinity>,
     /// Failure on purpose.
     pub fault: Option<Fault>,
+    /// What it has seen.
+    pub traffic: Arc<RouteTraffic>,
 }
 
 /// Changes requests and responses, or answers in the backend's place.
@@ -114,7 +117,7 @@ pub enum Filter {
     /// Host and path of the request.
     Rewrite(UrlRewrite),
     /// A copy to somebody else.
-    Mirror(Mirror),
+    Mirror(Arc<Mirror>),
     /// Who may share the response; answers preflights.
     Cors(Box<Cors>),
 }
@@ -127,6 +130,15 @@ pub struct Found<'a> {
     /// Bytes of the request's path that the condition names as its prefix, without a slash at the
     /// end; `None` where the condition is not about a prefix.
     pub prefix: Option<usize>,
+}
+
+/// What is answered in the place of any backend.
+#[derive(Debug)]
+pub enum Answer {
+    /// A response like others: filters change it.
+    Redirect(Response<Bytes>),
+    /// The last word on who may share what.
+    Preflight(Response<Bytes>),
 }
 
 /// The route that a request takes; `None`: none of them.
@@ -156,21 +168,17 @@ impl Route {
 
     /// What is answered in the place of any backend, if a filter does that.
     #[must_use]
-    pub fn answer(&self, request: &impl Message, prefix: Option<usize>) -> Option<Response<Bytes>> {
+    pub fn answer(&self, request: &impl Message, prefix: Option<usize>) -> Option<Answer> {
         answer(&self.filters, request, prefix)
     }
 }
 
 /// What the first of some filters answers that answers such a request at all.
 #[must_use]
-pub fn answer(
-    filters: &[Filter],
-    request: &impl Message,
-    prefix: Option<usize>,
-) -> Option<Response<Bytes>> {
+pub fn answer(filters: &[Filter], request: &impl Message, prefix: Option<usize>) -> Option<Answer> {
     filters.iter().find_map(|filter| match filter {
-        Filter::Redirect(redirect) => Some(redirect.answer(request, prefix)),
-        Filter::Cors(cors) => cors.answer(request),
+        Filter::Redirect(redirect) => Some(Answer::Redirect(redirect.answer(request, prefix))),
+        Filter::Cors(cors) => cors.answer(request).map(Answer::Preflight),
         _ => None,
     })
 }

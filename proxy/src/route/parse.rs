@@ -1,6 +1,9 @@
 //! Routes as the control plane sends them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use remora_proto::v1 as pb;
@@ -21,6 +24,7 @@ use crate::{
     balance::policy::Policy,
     discovery::{
         ServiceId, Target, WireError, policy,
+        traffic::RouteTraffic,
         wire::{self, duration, ratio},
     },
 };
@@ -30,14 +34,15 @@ const MAX_PATTERNS: usize = 256;
 /// Longest time that a fault holds a request up.
 const MAX_DELAY: Duration = Duration::from_secs(300);
 
-/// Reads the routes of a Service; `policy` is its own. What of them cannot be done and is left out is
-/// added to `left_out`.
+/// Reads the routes of a Service; `policy` is its own, and `before` are the routes that it had. What of
+/// them cannot be done and is left out is added to `left_out`.
 ///
 /// # Errors
 /// Where one of them cannot be read: a part of the routes would send requests elsewhere.
 pub fn routes(
     service: &pb::Service,
     policy: &Policy,
+    (before, now): (&[Arc<Route>], Instant),
     left_out: &mut Vec<WireError>,
 ) -> Result<Vec<Arc<Route>>, WireError> {
     let patterns = service.routes.iter().map(patterns).sum::<usize>();
@@ -46,7 +51,13 @@ pub fn routes(
         return Err(WireError::new("routes", text));
     }
     let mut reader = Reader { left_out };
-    service.routes.iter().map(|wire| reader.route(wire, policy).map(Arc::new)).collect()
+    let mut route = |wire: &pb::Route| {
+        let known = before.iter().find(|known| *known.name == *wire.name);
+        let traffic = known.map(|known| Arc::clone(&known.traffic));
+        let traffic = traffic.unwrap_or_else(|| Arc::new(RouteTraffic::new(now)));
+        reader.route(wire, policy, traffic).map(Arc::new)
+    };
+    service.routes.iter().map(&mut route).collect()
 }
 
 /// Reads the routes of a Service for connections that are carried as bytes.
@@ -84,7 +95,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn route(&mut self, wire: &pb::Route, parent: &Policy) -> Result<Route, WireError> {
+    fn route(
+        &mut self,
+        wire: &pb::Route,
+        parent: &Policy,
+        traffic: Arc<RouteTraffic>,
+    ) -> Result<Route, WireError> {
         let own = wire.timeouts.as_ref().map(policy::timeouts).transpose()?;
         let mut timeouts = parent.timeouts.clone();
         if let Some(own) = own {
@@ -103,6 +119,7 @@ impl Reader<'_> {
             timeouts,
             affinity: wire.affinity.as_ref().map(policy::affinity).transpose()?.flatten(),
             fault: wire.fault.as_ref().map(fault).transpose()?,
+            traffic,
         })
     }
 
@@ -156,7 +173,9 @@ impl Reader<'_> {
                 }
                 Some(Kind::Redirect(wire)) => filters.push(Filter::Redirect(redirect(wire)?)),
                 Some(Kind::Rewrite(wire)) => filters.push(Filter::Rewrite(rewrite(wire)?)),
-                Some(Kind::Mirror(wire)) => filters.extend(self.mirror(wire)?.map(Filter::Mirror)),
+                Some(Kind::Mirror(wire)) => {
+                    filters.extend(self.mirror(wire)?.map(Arc::new).map(Filter::Mirror))
+                }
                 Some(Kind::Cors(wire)) => filters.push(Filter::Cors(Box::new(cors(wire)?))),
                 None => {
                     let text = "of a kind that this version does not know; update the proxy";

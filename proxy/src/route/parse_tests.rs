@@ -1,5 +1,11 @@
 use super::*;
-use crate::route::testing::{fields, named};
+use crate::{
+    balance::testing::epoch,
+    route::{
+        Answer,
+        testing::{fields, named},
+    },
+};
 
 fn read(route: pb::Route) -> Result<(Arc<Route>, Vec<WireError>), WireError> {
     read_with(route, &Policy::default())
@@ -8,7 +14,7 @@ fn read(route: pb::Route) -> Result<(Arc<Route>, Vec<WireError>), WireError> {
 fn read_with(route: pb::Route, policy: &Policy) -> Result<(Arc<Route>, Vec<WireError>), WireError> {
     let service = pb::Service { routes: vec![route], ..Default::default() };
     let mut left_out = Vec::new();
-    let mut routes = routes(&service, policy, &mut left_out)?;
+    let mut routes = routes(&service, policy, (&[], epoch()), &mut left_out)?;
     Ok((routes.remove(0), left_out))
 }
 
@@ -66,6 +72,23 @@ fn an_empty_route_goes_to_its_service_with_its_policy() {
     assert_eq!(route.timeouts.backend_request, Some(Duration::from_secs(2)));
     assert_eq!(route.timeouts.idle, Some(Duration::from_secs(5)), "still the Service's");
     assert_eq!(route.retry.as_ref().map(|retry| retry.limit), Some(2));
+}
+
+#[test]
+fn what_a_route_has_seen_outlives_its_changes() {
+    let service = |limit| {
+        let retry = Some(pb::RetryPolicy { limit, ..Default::default() });
+        let route = pb::Route { name: "shop/orders/0".to_owned(), retry, ..Default::default() };
+        pb::Service { routes: vec![route], ..Default::default() }
+    };
+    let read = |limit, before: &[Arc<Route>]| {
+        let mut left_out = Vec::new();
+        routes(&service(limit), &Policy::default(), (before, epoch()), &mut left_out).unwrap()
+    };
+    let first = read(1, &[]);
+    let second = read(2, &first);
+    assert!(Arc::ptr_eq(&first[0].traffic, &second[0].traffic));
+    assert_eq!(second[0].retry.as_ref().map(|retry| retry.limit), Some(2));
 }
 
 #[test]
@@ -162,7 +185,7 @@ fn cors_is_joined_once() {
         ("access-control-request-headers", "x-a"),
     ];
     let preflight = crate::route::testing::parts("OPTIONS", "/", &sent);
-    let answer = route.answer(&preflight, None).unwrap();
+    let Some(Answer::Preflight(answer)) = route.answer(&preflight, None) else { panic!() };
     let told = fields(answer.headers());
     for (name, value) in [
         ("access-control-allow-methods", "GET, PUT"),

@@ -3,6 +3,7 @@
 use http::{HeaderValue, Method, header};
 
 use super::{
+    body::Framing,
     head::{Head, Name},
     request::RequestHead,
 };
@@ -57,6 +58,23 @@ impl Message for RequestHead {
     }
 }
 
+impl RequestHead {
+    /// Makes it the head of a copy whose whole body is known: the client is not asked for it.
+    pub fn copied(&mut self, body: &[u8]) {
+        self.fields.remove_all(|name| {
+            matches!(name, Name::ContentLength | Name::Expect | Name::TransferEncoding)
+        });
+        self.expects_continue = false;
+        self.framing = match (self.framing, body.len()) {
+            (Framing::None, _) => Framing::None,
+            (_, length) => Framing::Length(length as u64),
+        };
+        if let Framing::Length(length) = self.framing {
+            self.fields.add("Content-Length", length.to_string().as_bytes());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +117,19 @@ mod tests {
             assert_eq!(written(&request), wanted);
             assert_eq!(request.authority(), Some("other.example"));
         }
+    }
+
+    #[test]
+    fn a_copy_says_how_long_its_body_is() {
+        let text = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\
+                    Expect: 100-continue\r\n\r\n";
+        let mut request = RequestHead::read(text.as_bytes()).unwrap().unwrap().0;
+        request.copied(b"abc");
+        let wanted = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
+        assert_eq!(written(&request), wanted);
+        let mut request = read("/");
+        request.copied(b"");
+        assert!(!written(&request).contains("Content-Length"));
     }
 
     #[test]

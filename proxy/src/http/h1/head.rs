@@ -19,7 +19,7 @@ pub struct RawHead {
 ///
 /// Removing a field marks it, adding one appends its line: nothing is moved, and what is kept is
 /// copied in runs.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,

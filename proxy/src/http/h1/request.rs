@@ -14,7 +14,7 @@ use super::{
 use crate::{error::Reason, http::MAX_HEADERS};
 
 /// A request's head, fit for the next hop but for what [`RequestHead::write`] is told.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RequestHead {
     /// Its fields, without those that belonged to the client's connection.
     pub fields: Head,
