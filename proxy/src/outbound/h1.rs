@@ -1,10 +1,6 @@
 //! HTTP/1 requests of the application. The whole exchange runs on the task of its connection.
 
-use std::{
-    future::poll_fn,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{future::poll_fn, sync::Arc};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -27,7 +23,7 @@ use super::{
 };
 use crate::{
     balance::stats::Outcome,
-    discovery::{Endpoint, Target},
+    discovery::Endpoint,
     error::{Error, Sent},
     fields::Fields,
     http::{
@@ -48,7 +44,8 @@ use crate::{
 
 /// The request and the client's side of it.
 struct H1Call<'a, C> {
-    requests: &'a Requests,
+    outbound: &'a Arc<Outbound>,
+    upstream: &'a Upstream,
     client: &'a mut Wire<C>,
     request: &'a RequestHead,
     upload: Transfer,
@@ -72,21 +69,32 @@ impl Handler<TcpStream> for Requests {
         let upload = exchange::upload(&request);
         let upstream = match self.upstream().await {
             Ok(upstream) => upstream,
-            Err(error) => return self.answer(client, &request, &upload, &error, grpc).await,
+            Err(error) => {
+                let response = self.outbound.failed(&self.last(), &error, grpc);
+                let draining = self.outbound.drain.is_draining();
+                return server::answer(client, &request, &upload, &response, draining).await;
+            }
         };
         let snapshot = upstream.snapshot();
         if snapshot.routes.is_some() {
             // Boxed, since most Services have none.
+            let arrived = Arrived { started, grpc, copied: !request.leaves_http() };
             let sides = (client, request, upload);
-            let arrived = Arrived { started, grpc, copied: true };
             return Box::pin(self.routed(sides, (&upstream, snapshot), arrived)).await;
         }
         let from = (self.client, started);
         let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
         let facts = Facts { method: &request.method, path: request.path(), grpc };
-        let mut call = H1Call { requests: self, client, request: &request, upload, changes: None };
+        let mut call = H1Call {
+            outbound: &self.outbound,
+            upstream: &upstream,
+            client,
+            request: &request,
+            upload,
+            changes: None,
+        };
         match exchange.run(&mut call, facts).await {
-            Ok(taken) => call.finish(&exchange, &upstream, taken, facts).await,
+            Ok(taken) => call.finish(&exchange, taken, facts).await,
             Err(why) => call.give(why, grpc).await,
         }
     }
@@ -98,19 +106,6 @@ impl Handler<TcpStream> for Requests {
 }
 
 impl Requests {
-    async fn answer<C: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        client: &mut Wire<C>,
-        request: &RequestHead,
-        upload: &Transfer,
-        error: &Error,
-        grpc: bool,
-    ) -> After {
-        let response = self.failed(error, grpc);
-        let draining = self.outbound.drain.is_draining();
-        server::answer(client, request, upload, &response, draining).await
-    }
-
     /// Answers a request of a Service that has routes.
     async fn routed(
         &self,
@@ -119,7 +114,6 @@ impl Requests {
         arrived: Arrived,
     ) -> After {
         let routes = snapshot.routes.as_deref().unwrap_or_default();
-        let arrived = Arrived { copied: !request.leaves_http(), ..arrived };
         // It may take long on purpose; meanwhile the client may go.
         let course = tokio::select! {
             biased;
@@ -138,8 +132,14 @@ impl Requests {
         let exchange = Exchange::new(&self.outbound, (upstream, going.snapshot()), from, None);
         let grpc = arrived.grpc;
         let facts = Facts { method: &request.method, path: request.path(), grpc };
-        let mut call =
-            H1Call { requests: self, client, request: &request, upload, changes: Some(changes) };
+        let mut call = H1Call {
+            outbound: &self.outbound,
+            upstream,
+            client,
+            request: &request,
+            upload,
+            changes: Some(changes),
+        };
         let answered = exchange.run(&mut call, facts).await;
         if !going.copies.is_empty() {
             let body = call.upload.kept().filter(|_| call.upload.is_done());
@@ -147,7 +147,7 @@ impl Requests {
             self.outbound.mirror(changes.route(), going.copies, body, send_copy);
         }
         match answered {
-            Ok(taken) => call.finish(&exchange, upstream, taken, facts).await,
+            Ok(taken) => call.finish(&exchange, taken, facts).await,
             Err(why) => call.give(why, grpc).await,
         }
     }
@@ -163,23 +163,22 @@ async fn send_copy(
     let started = Instant::now();
     request.copied(&body);
     let mut client = Wire::new(Nobody, body.to_vec());
-    let nowhere = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), started);
-    let target = Target::Authority(upstream.name());
-    let requests = Requests::new(outbound, nowhere.0, target, Upstream::clone(&upstream));
+    let from = (mirror::NOWHERE, started);
     let snapshot = mirror::snapshot(&upstream);
-    let exchange = Exchange::new(&requests.outbound, (&upstream, snapshot), nowhere, None);
+    let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);
     let grpc = is_grpc(&request.fields);
     let facts = Facts { method: &request.method, path: request.path(), grpc };
     let upload = exchange::upload(&request);
     let mut call = H1Call {
-        requests: &requests,
+        outbound: &outbound,
+        upstream: &upstream,
         client: &mut client,
         request: &request,
         upload,
         changes: None,
     };
     match exchange.run(&mut call, facts).await {
-        Ok(taken) => call.finish(&exchange, &upstream, taken, facts).await != After::Break,
+        Ok(taken) => call.finish(&exchange, taken, facts).await != After::Break,
         Err(_) => false,
     }
 }
@@ -200,7 +199,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_
 
     async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H1Answer, NoAnswer> {
         let bounds = via.bounds;
-        let outbound = &self.requests.outbound;
+        let outbound = self.outbound;
         let key = Key(Arc::clone(endpoint));
         let mut wire = match outbound.idle.take(&key, Instant::now()) {
             Some(wire) => wire,
@@ -244,7 +243,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_
         if head.is_at_hand(&wire) && self.upload.is_done() {
             wire.discard_input();
             let key = Key(Arc::clone(endpoint));
-            let idle = &self.requests.outbound.idle;
+            let idle = &self.outbound.idle;
             idle.give_back(&key, wire, head.kept_for, Instant::now());
         }
     }
@@ -269,7 +268,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     async fn dial(&self, endpoint: &Endpoint, via: Via<'_>) -> Result<Connected, NoAnswer> {
         let within = via.bounds.connect_within(Instant::now());
         let places = (via.places, via.snapshot);
-        let dial = Box::pin(self.requests.outbound.dial(endpoint, Alpn::H1, places, within));
+        let dial = Box::pin(self.outbound.dial(endpoint, Alpn::H1, places, within));
         dial.await.map_err(|error| via.bounds.dial_failed(Instant::now(), error))
     }
 
@@ -277,7 +276,6 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     async fn finish(
         mut self,
         exchange: &Exchange<'_>,
-        upstream: &Upstream,
         taken: Taken<H1Answer>,
         facts: Facts<'_>,
     ) -> After {
@@ -285,7 +283,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         let Taken { answer, mut guard, places, permit: _permit, mark } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc);
         let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
-        upstream.traffic().responded(head.status);
+        self.upstream.traffic().responded(head.status);
         if guard.endpoint().identity.is_none() {
             // Only a proxy of ours may say what our headers say.
             head.fields.strip_ours();
@@ -297,7 +295,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
             changes.apply(&mut head.fields);
         }
         exchange.begun(&mut guard, sent_at, outcome);
-        let outbound = &self.requests.outbound;
+        let outbound = self.outbound;
         let sides = (&mut *self.client, &mut wire);
         if head.leaves_http {
             exchange.report(&mut guard, sent_at, Outcome::Success);
@@ -319,7 +317,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                 let now = Instant::now();
                 let endpoint = guard.endpoint();
                 endpoint.latency.record(now - exchange.started);
-                upstream.traffic().latency.record(now - exchange.started);
+                self.upstream.traffic().latency.record(now - exchange.started);
                 if reusable && !places.starved() {
                     outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
                 }
@@ -362,7 +360,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     ) -> After {
         exchange.record_error(facts, &error, &[]);
         if begun {
-            self.requests.outbound.error(error.reason());
+            self.outbound.error(error.reason());
             return After::Break;
         }
         self.give(error.into(), facts.grpc).await
@@ -370,14 +368,13 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
 
     /// Gives the client an answer of ours in the place of a response.
     async fn give(self, why: NoAnswer, grpc: bool) -> After {
-        let Self { requests, client, request, upload, changes } = self;
+        let Self { outbound, upstream, client, request, upload, changes } = self;
         let Some(error) = why.into_error() else { return After::Break };
-        let Some(changes) = changes else {
-            return requests.answer(client, request, &upload, &error, grpc).await;
-        };
-        let mut response = requests.failed(&error, grpc);
-        changes.apply(response.headers_mut());
-        let draining = requests.outbound.drain.is_draining();
+        let mut response = outbound.failed(upstream, &error, grpc);
+        if let Some(changes) = changes {
+            changes.apply(response.headers_mut());
+        }
+        let draining = outbound.drain.is_draining();
         server::answer(client, request, &upload, &response, draining).await
     }
 }

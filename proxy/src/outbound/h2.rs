@@ -2,7 +2,6 @@
 
 use std::{
     future::{Future, pending, poll_fn},
-    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -31,7 +30,7 @@ use super::{
 };
 use crate::{
     balance::stats::Outcome,
-    discovery::{Endpoint, Target},
+    discovery::Endpoint,
     error::{Error, Reason, Sent},
     fields::Fields,
     http::{
@@ -64,7 +63,7 @@ static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rp
 
 /// The request and what is needed to send it once more.
 struct H2Call<'a> {
-    requests: &'a Requests,
+    outbound: &'a Arc<Outbound>,
     parts: &'a request::Parts,
     body: Option<Replay>,
     grpc: bool,
@@ -94,7 +93,10 @@ pub(super) async fn handle(
             requests.outbound.error(Reason::UpstreamReset);
             Err(code.into())
         }
-        Err(error) => Ok(requests.failed(&error, grpc).map(ResponseBody::made)),
+        Err(error) => {
+            let response = requests.outbound.failed(&requests.last(), &error, grpc);
+            Ok(response.map(ResponseBody::made))
+        }
     }
 }
 
@@ -111,7 +113,8 @@ async fn forward(
     let snapshot = upstream.snapshot();
     if snapshot.routes.is_some() {
         // Boxed, since most Services have none.
-        let arrived = Arrived { started, grpc, copied: true };
+        let copied = request.method() != Method::CONNECT;
+        let arrived = Arrived { started, grpc, copied };
         return Box::pin(routed(requests, request, (&upstream, snapshot), stream, arrived)).await;
     }
     let connect = request.method() == Method::CONNECT;
@@ -121,7 +124,13 @@ async fn forward(
     let exchange = Exchange::new(&requests.outbound, (&upstream, snapshot), from, patience);
     let (parts, body) = request.into_parts();
     let body = (!body.is_end_stream()).then(|| Replay::new(body));
-    let mut call = H2Call { requests, parts: &parts, body, grpc, grpc_timeout: patience.is_some() };
+    let mut call = H2Call {
+        outbound: &requests.outbound,
+        parts: &parts,
+        body,
+        grpc,
+        grpc_timeout: patience.is_some(),
+    };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     match exchange.run(&mut call, facts).await {
         Ok(taken) => {
@@ -144,7 +153,6 @@ async fn routed(
     let connect = request.method() == Method::CONNECT;
     let downstream = connect.then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
-    let arrived = Arrived { copied: !connect, ..arrived };
     let going = match requests.course((upstream, routes), &mut parts, arrived).await {
         Course::Answer(response) => return Ok(response.map(ResponseBody::made)),
         Course::Go(going) => going,
@@ -155,7 +163,13 @@ async fn routed(
     let snapshot = going.snapshot();
     let exchange = Exchange::new(&requests.outbound, (&going.upstream, snapshot), from, patience);
     let body = (!body.is_end_stream()).then(|| Replay::new(body));
-    let mut call = H2Call { requests, parts: &parts, body, grpc, grpc_timeout: patience.is_some() };
+    let mut call = H2Call {
+        outbound: &requests.outbound,
+        parts: &parts,
+        body,
+        grpc,
+        grpc_timeout: patience.is_some(),
+    };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     let answered = exchange.run(&mut call, facts).await;
     let changes = &going.changes;
@@ -174,7 +188,7 @@ async fn routed(
         Err(why) => match why.into_error().unwrap_or(GONE) {
             reset @ Error::StreamReset { .. } => Err(reset),
             error => {
-                let mut response = requests.failed(&error, grpc);
+                let mut response = requests.outbound.failed(&going.upstream, &error, grpc);
                 changes.apply(response.headers_mut());
                 Ok(response.map(ResponseBody::made))
             }
@@ -190,13 +204,11 @@ async fn send_copy(
     body: Option<Replay>,
 ) -> bool {
     let Some(stream) = outbound.admission.stream() else { return false };
-    let nowhere = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Instant::now());
-    let target = Target::Authority(upstream.name());
-    let requests = Requests::new(outbound, nowhere.0, target, Upstream::clone(&upstream));
+    let from = (mirror::NOWHERE, Instant::now());
     let snapshot = mirror::snapshot(&upstream);
-    let exchange = Exchange::new(&requests.outbound, (&upstream, snapshot), nowhere, None);
+    let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);
     let grpc = is_grpc(&parts.headers);
-    let mut call = H2Call { requests: &requests, parts: &parts, body, grpc, grpc_timeout: false };
+    let mut call = H2Call { outbound: &outbound, parts: &parts, body, grpc, grpc_timeout: false };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     let Ok(taken) = exchange.run(&mut call, facts).await else { return false };
     let rest = (call.body.take(), stream);
@@ -277,7 +289,7 @@ impl Call for H2Call<'_> {
 
     async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H2Answer, NoAnswer> {
         let bounds = via.bounds;
-        let outbound = &self.requests.outbound;
+        let outbound = self.outbound;
         let key = Key(Arc::clone(endpoint));
         let mut connection = match outbound.shared.get(&key) {
             Some(connection) => connection,

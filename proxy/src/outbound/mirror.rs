@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     io,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -28,6 +29,9 @@ use crate::{
 const AT_ONCE: usize = 64;
 /// How long one may take, to the end of its response.
 const WITHIN: Duration = Duration::from_secs(30);
+
+/// Where copies come from, to whoever keeps clients apart by that.
+pub(super) const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The head of a request that is to be sent to somebody else too.
 pub(super) struct Copied<M> {
@@ -75,7 +79,8 @@ impl Outbound {
                 continue;
             };
             let (outbound, route) = (Arc::clone(self), Arc::clone(route));
-            tokio::spawn(self.drain.track(async move {
+            // It ends by itself, or with its worker: no drain waits for it.
+            tokio::spawn(async move {
                 let backend = &mirror.backend;
                 let sending = async {
                     let named = outbound.named(&backend.target, &backend.id, &route.name);
@@ -90,7 +95,7 @@ impl Outbound {
                 let what = if answered { Mirrored::Answered } else { Mirrored::Failed };
                 route.traffic.mirrored(what);
                 drop(place);
-            }));
+            });
         }
     }
 }

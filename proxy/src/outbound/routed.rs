@@ -17,7 +17,7 @@ use super::{Outbound, Snapshot, Upstream, http::Requests, mirror::Copied, snapsh
 use crate::{
     balance::{affinity, policy::Affinity, token::Token},
     decisions::Failed,
-    discovery::{Resolution, ServiceId, Target},
+    discovery::{Resolution, Service, ServiceId, Target},
     error::Error,
     fields::{Fields, FieldsMut},
     http::answer,
@@ -156,7 +156,7 @@ impl Requests {
         if let Some(answer) = route.answer(request, prefix) {
             return Ok(Course::Answer(changes.answer(answer)));
         }
-        let backend = self.backend(route, request.fields()).await?;
+        let backend = self.backend(parent, route, request.fields()).await?;
         changes.backend = backend.map(|(at, _)| at);
         let (upstream, filters) = match backend {
             None => (Arc::clone(parent), &[][..]),
@@ -213,12 +213,13 @@ impl Requests {
     /// Chooses a backend; `None`: the Service itself.
     async fn backend<'a>(
         &self,
+        parent: &Upstream,
         route: &'a Route,
         fields: &impl Fields,
     ) -> Result<Option<(usize, &'a Backend)>, Error> {
         let Backends::Weighted(list) = &route.backends else { return Ok(None) };
         let had = match route.affinity.as_ref().and_then(|by| token(by, fields)) {
-            Some(token) => self.outbound.had(list, token).await,
+            Some(token) => self.outbound.had(parent, list, token).await,
             None => None,
         };
         let at = match had {
@@ -265,7 +266,7 @@ impl Requests {
         };
         let nobody = std::iter::empty::<String>();
         self.outbound.decisions.record(Instant::now(), failed, error, nobody);
-        let mut response = self.failed(error, arrived.grpc);
+        let mut response = self.outbound.failed(upstream, error, arrived.grpc);
         if let Some(changes) = changes {
             changes.apply(response.headers_mut());
         }
@@ -305,12 +306,18 @@ impl Outbound {
     }
 
     /// The backend that has an endpoint, whatever its weight.
-    async fn had(&self, list: &Weighted, token: Token) -> Option<usize> {
+    async fn had(&self, parent: &Upstream, list: &Weighted, token: Token) -> Option<usize> {
+        let has = |service: &Service| service.state().endpoints.find(token).is_some();
         for (at, backend) in list.reachable() {
-            // One that is not known yet is asked for: the session may be older than this proxy.
-            if let Ok(Resolution::Service(service)) = self.resolve(&backend.target).await
-                && service.state().endpoints.find(token).is_some()
-            {
+            let found = match parent {
+                Upstream::Service(service) if service.id == backend.id => has(service),
+                // One that is not known yet is asked for: the session may be older than this proxy.
+                _ => match self.resolve(&backend.target).await {
+                    Ok(Resolution::Service(service)) => has(&service),
+                    _ => false,
+                },
+            };
+            if found {
                 return Some(at);
             }
         }
