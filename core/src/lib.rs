@@ -1,6 +1,7 @@
 //! What all of Remora's programs share, and no I/O beyond the admin server:
 //!
 //! - [`names`] the one table of annotations, labels, environment variables, ports and defaults;
+//! - [`authority`] hosts and ports as applications name them;
 //! - [`spiffe`] workload identities, parsed once at the edge;
 //! - [`settings`] what the annotations mean: parsed values with errors that name the mend;
 //! - [`drain`] the shutdown sequence every server follows;
@@ -9,6 +10,7 @@
 //! - [`admin`] the base of every program's admin HTTP server.
 
 pub mod admin;
+pub mod authority;
 pub mod drain;
 pub mod latency;
 pub mod names;

@@ -229,11 +229,15 @@ impl FromStr for PortSet {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let port = |text: &str| match text.trim().parse::<u16>() {
-            Ok(n) if n > 0 => Ok(n),
-            _ => Err(format!(
-                "{text:?} is no port; use numbers from 1 to 65535 and ranges, as in 22,8000-8010"
-            )),
+        let port = |text: &str| {
+            // The library's parser takes a sign too.
+            let digits = text.trim().bytes().all(|b| b.is_ascii_digit());
+            match text.trim().parse::<u16>() {
+                Ok(n) if n > 0 && digits => Ok(n),
+                _ => Err(format!(
+                    "{text:?} is no port; use numbers from 1 to 65535 and ranges, as in 22,8000-8010"
+                )),
+            }
         };
         s.split(',')
             .map(str::trim)
@@ -345,7 +349,7 @@ mod tests {
         let set: PortSet = "22, 8000-8010".parse().unwrap();
         assert!(set.contains(22) && set.contains(8010) && !set.contains(8011));
         assert_eq!(set.to_string(), "22,8000-8010");
-        for bad in ["0", "70000", "9-1", "a", "1-", "-1"] {
+        for bad in ["0", "70000", "9-1", "a", "1-", "-1", "+1", "1-+2"] {
             assert!(bad.parse::<PortSet>().is_err(), "{bad}");
         }
     }

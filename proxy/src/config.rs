@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use remora_core::{
+    authority::Authority,
     names::{env, ports},
     settings::{HeaderSize, parse_duration},
     spiffe::SpiffeId,
@@ -141,8 +142,8 @@ impl FromStr for OutboundService {
     fn from_str(s: &str) -> Result<Self, String> {
         let fail = || format!("{s:?}: use LISTEN=AUTHORITY as in 127.0.0.1:8080=orders.shop:80");
         let (listen, authority) = s.split_once('=').ok_or_else(fail)?;
-        let (host, port) = authority.rsplit_once(':').ok_or_else(fail)?;
-        if host.is_empty() || port.parse::<u16>().map_or(true, |port| port == 0) {
+        let port_said = authority.contains(':') && !authority.ends_with(']');
+        if !port_said || authority.parse::<Authority>().is_err() {
             return Err(fail());
         }
         Ok(Self { listen: listen.parse().map_err(|_| fail())?, authority: authority.to_owned() })
@@ -188,7 +189,15 @@ mod tests {
     fn explicit_listeners_say_how_they_are_written() {
         let ok: OutboundService = "127.0.0.1:80=orders.shop:8080".parse().unwrap();
         assert_eq!(ok.authority, "orders.shop:8080");
-        for bad in ["", "127.0.0.1:80", "127.0.0.1:80=orders", "x=orders:1", "127.0.0.1:80=o:0"] {
+        for bad in [
+            "",
+            "127.0.0.1:80",
+            "127.0.0.1:80=orders",
+            "x=orders:1",
+            "127.0.0.1:80=o:0",
+            "127.0.0.1:80=[::1]",
+            "127.0.0.1:80=a b:80",
+        ] {
             let error = bad.parse::<OutboundService>().unwrap_err();
             assert!(error.contains("LISTEN=AUTHORITY"), "{error}");
         }

@@ -1,5 +1,6 @@
 //! End-to-end cases.
 
+mod corpus;
 mod kube;
 mod policy;
 mod proxy;

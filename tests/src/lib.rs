@@ -3,6 +3,7 @@
 //!
 //! - [`mesh`] manifests, tokens, the control plane, and [`mesh::Pair`], the usual two sidecars;
 //! - [`sidecar`] one proxy on threads of its own, and what its admin endpoint shows;
+//! - [`process`] one as a process, and what it takes of the machine;
 //! - [`wire`] both ends of a connection, byte for byte;
 //! - [`origin`] HTTP servers and clients that count;
 //! - [`grpc`] messages and endings of gRPC;
@@ -18,10 +19,12 @@
 pub mod address;
 pub mod apiserver;
 pub mod frames;
+pub mod fuzz;
 pub mod grpc;
 pub mod load;
 pub mod mesh;
 pub mod origin;
+pub mod process;
 pub mod sidecar;
 pub mod streams;
 pub mod wait;

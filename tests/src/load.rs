@@ -25,6 +25,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinHandle,
+    time::Instant,
 };
 
 use crate::{
@@ -66,8 +67,19 @@ pub struct Report {
     pub sent: usize,
     /// Answered as they should be.
     pub answered: usize,
-    /// What is wrong with the others.
-    pub failed: Vec<String>,
+    /// The others.
+    pub failed: Vec<Failure>,
+}
+
+/// A request that was not answered as it should be.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// When it began: what was dialled or sent was so later.
+    pub began: Instant,
+    /// How it was sent.
+    pub kind: Calls,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 /// Clients that ask without a break until they are told to stop.
@@ -81,7 +93,7 @@ pub struct Load {
 struct Shared {
     sent: AtomicUsize,
     answered: AtomicUsize,
-    failed: Mutex<Vec<String>>,
+    failed: Mutex<Vec<Failure>>,
     stop: AtomicBool,
 }
 
@@ -157,11 +169,11 @@ impl Shared {
         self.answered.load(Ordering::Relaxed) + self.failed.lock().len()
     }
 
-    fn count(&self, kind: Calls, method: &Method, result: Result<(), String>) {
+    fn count(&self, kind: Calls, began: Instant, result: Result<(), String>) {
         self.sent.fetch_add(1, Ordering::Relaxed);
         match result {
             Ok(()) => drop(self.answered.fetch_add(1, Ordering::Relaxed)),
-            Err(problem) => self.failed.lock().push(format!("{kind:?} {method}: {problem}")),
+            Err(problem) => self.failed.lock().push(Failure { began, kind, problem }),
         }
     }
 }
@@ -170,7 +182,9 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sent, answered, failed } = self;
         write!(f, "{sent} sent, {answered} answered, {} failed", failed.len())?;
-        failed.iter().take(5).try_for_each(|problem| write!(f, "\n  {problem}"))
+        failed.iter().take(5).try_for_each(|Failure { began, kind, problem }| {
+            write!(f, "\n  {kind:?}, {:?} ago: {problem}", began.elapsed())
+        })
     }
 }
 
@@ -187,27 +201,27 @@ impl Client {
         let mut methods = [Method::GET, Method::POST].into_iter().cycle();
         while !self.shared.stop.load(Ordering::Relaxed) {
             let method = methods.next().unwrap_or_default();
+            let began = Instant::now();
             match self.kind {
-                Calls::Kept => {
+                Calls::Kept | Calls::Fresh => {
                     let result = self.http1(&mut kept, &method).await;
-                    self.count(&method, result);
-                }
-                Calls::Fresh => {
-                    let result = self.http1(&mut None, &method).await;
-                    self.count(&method, result);
+                    self.count(began, result.map_err(|problem| format!("{method}: {problem}")));
+                    if self.kind == Calls::Fresh {
+                        kept = None;
+                    }
                 }
                 Calls::Streams | Calls::Grpc => self.http2(&mut shared, &method).await,
                 Calls::Bytes => {
                     let result = self.bytes().await.map_err(|error| error.to_string());
-                    self.count(&method, result);
+                    self.count(began, result);
                 }
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    fn count(&self, method: &Method, result: Result<(), String>) {
-        self.shared.count(self.kind, method, result);
+    fn count(&self, began: Instant, result: Result<(), String>) {
+        self.shared.count(self.kind, began, result);
     }
 
     async fn dial(&self) -> io::Result<TcpStream> {
@@ -259,6 +273,7 @@ impl Client {
     async fn http2(&self, shared: &mut Option<http2::SendRequest<Body>>, method: &Method) {
         let mut left = if self.kind == Calls::Grpc { 1 } else { STREAMS };
         while left > 0 {
+            let began = Instant::now();
             let known = shared.take().filter(|sender| !sender.is_closed());
             let sender = match known {
                 Some(sender) => Ok(sender),
@@ -267,7 +282,7 @@ impl Client {
             let sender = match sender {
                 Ok(sender) => sender,
                 Err(problem) => {
-                    (0..left).for_each(|_| self.count(method, Err(problem.clone())));
+                    (0..left).for_each(|_| self.count(began, Err(problem.clone())));
                     return;
                 }
             };
@@ -276,7 +291,9 @@ impl Client {
             for result in join_all(calls).await {
                 match result {
                     Stream::NotSeen => left += 1,
-                    Stream::Ended(result) => self.count(method, result),
+                    Stream::Ended(result) => {
+                        self.count(began, result.map_err(|problem| format!("{method}: {problem}")));
+                    }
                 }
             }
             if left == 0 {

@@ -2,12 +2,16 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use remora_core::{names::annotations::INJECTED, settings::HeaderSize};
+use remora_control_plane::identity::{bundle, ca::NewRoot};
+use remora_core::{
+    names::{TRUST_DOMAIN, annotations::INJECTED},
+    settings::HeaderSize,
+};
 use remora_proxy::config::{InboundForward, OutboundService};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -15,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address::Block,
+    process::Process,
     sidecar::{Sidecar, sum, try_get},
     wait::{eventually, within},
     wire::App,
@@ -39,12 +44,16 @@ pub struct Mesh {
     plane_ip: Ipv4Addr,
     /// Lifetime of the workloads' certificates.
     pub leaf_lifetime: Duration,
+    /// How long a new root is published before certificates of it are given out.
+    pub rotation_overlap: Duration,
     /// How long sidecars wait for open requests when they end.
     pub grace: Duration,
     /// Worker threads of each sidecar.
     pub workers: u16,
     /// Connections that each sidecar carries at most, where that is not left to the machine.
     pub max_connections: Option<u16>,
+    /// Largest head of a request that sidecars take.
+    pub max_header_size: HeaderSize,
     plane: Option<Plane>,
 }
 
@@ -115,9 +124,11 @@ impl Mesh {
             block,
             plane_ip,
             leaf_lifetime: Duration::from_secs(3600),
+            rotation_overlap: Duration::from_secs(60),
             grace: Duration::from_millis(200),
             workers: 1,
             max_connections: None,
+            max_header_size: HeaderSize::default(),
             plane: None,
         };
         let namespace =
@@ -138,7 +149,8 @@ impl Mesh {
         self.write_service(name, &[], Some(protocol));
     }
 
-    fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
+    /// The same with annotations.
+    pub fn write_service(&self, name: &str, annotations: &[(&str, &str)], protocol: Option<&str>) {
         let mut all = serde_json::Map::new();
         all.insert("timeout.remora.io/connect".into(), "10s".into());
         all.extend(annotations.iter().map(|(k, v)| ((*k).to_owned(), json!(v))));
@@ -242,6 +254,36 @@ impl Mesh {
         .await;
     }
 
+    /// Waits until the issuer's rotation is so far.
+    pub async fn plane_phase(&self, phase: &str) {
+        let metric = "remora_control_plane_issuer_rotation";
+        eventually(&format!("rotation: {phase}"), async || {
+            let (_, text) = try_get(self.plane_admin(), "/metrics").await?;
+            (sum(&text, metric, &[("phase", phase)]) == 1).then_some(())
+        })
+        .await;
+    }
+
+    /// Puts a new root, and nothing of the old one, where the control plane has its CA.
+    ///
+    /// # Panics
+    /// Where it cannot be made or written.
+    pub fn replace_root(&self) {
+        #[expect(clippy::disallowed_methods, reason = "validity is wall time")]
+        let now = SystemTime::now();
+        let root = NewRoot::generate(TRUST_DOMAIN, now).expect("a root");
+        let dir = self.dir.path().join("ca");
+        let certificate = bundle::pem(&root.certificate);
+        // Written in place, so that the key stays as closed as it was.
+        for (file, text) in [
+            ("tls.key", root.key.serialize_pem()),
+            ("tls.crt", certificate.clone()),
+            ("ca.crt", certificate),
+        ] {
+            std::fs::write(dir.join(file), text).expect("a file of the CA");
+        }
+    }
+
     /// Starts the control plane (again) and waits until it has read the manifests.
     ///
     /// # Panics
@@ -255,6 +297,7 @@ impl Mesh {
             listen: self.plane_addr(),
             admin_listen: admin,
             leaf_lifetime: self.leaf_lifetime,
+            rotation_overlap: self.rotation_overlap,
             ..remora_control_plane::Args::local(objects, self.dir.path().join("tokens"))
         };
         let stop = CancellationToken::new();
@@ -307,9 +350,42 @@ impl Mesh {
         sidecar
     }
 
+    /// The same in a process of its own; `program` is a `remora`.
+    pub async fn sidecar_process(&self, program: &Path, pod: &Pod, calls: &[&str]) -> Sidecar {
+        let args = self.sidecar_args(pod, &pod.name, calls);
+        let sidecar = Sidecar::spawn(program, pod.clone(), &args);
+        sidecar.ready().await;
+        sidecar
+    }
+
+    /// The same as a process of its own, of a program that takes `proxy` as its subcommand, with room for
+    /// so many file descriptors; not waited for.
+    #[must_use]
+    pub fn process(
+        &self,
+        program: &str,
+        pod: &Pod,
+        calls: &[&str],
+        descriptors: Option<u32>,
+    ) -> Process {
+        Process::launch(program, &self.sidecar_args(pod, &pod.name, calls), descriptors)
+    }
+
     /// The same without waiting until it is ready.
     pub fn unready_sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
         Sidecar::launch(pod.clone(), self.sidecar_args(pod, &pod.name, calls))
+    }
+
+    /// The same with its inbound listener at another port, so that where callers dial
+    /// ([`Pod::address`]) something of the test's can stand between the proxies.
+    pub async fn sidecar_behind(&self, pod: &Pod, port: u16) -> Sidecar {
+        let mut args = self.sidecar_args(pod, &pod.name, &[]);
+        for forward in &mut args.inbound_forward {
+            forward.listen.set_port(port);
+        }
+        let sidecar = Sidecar::launch(pod.clone(), args);
+        sidecar.ready().await;
+        sidecar
     }
 
     /// The same with another ServiceAccount than the pod's own.
@@ -344,7 +420,7 @@ impl Mesh {
             zone: String::new(),
             workers: Some(self.workers),
             max_connections: self.max_connections,
-            max_header_size: HeaderSize::default(),
+            max_header_size: self.max_header_size,
             mark: None,
             shutdown_grace_period: self.grace,
             shutdown_linger: std::time::Duration::ZERO,

@@ -1,8 +1,19 @@
-//! One proxy on threads of its own, and what its admin endpoint shows.
+//! One proxy on threads of its own, or in a process of its own where it is to be killed, and what its
+//! admin endpoint shows.
 
-use std::{net::SocketAddr, thread::JoinHandle, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread::JoinHandle,
+    time::Duration,
+};
 
-use remora_proxy::config::{Args, OutboundService};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+use remora_proxy::config::{Args, InboundForward, OutboundService};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +30,14 @@ pub struct Sidecar {
     pub pod: Pod,
     admin: SocketAddr,
     services: Vec<OutboundService>,
-    stop: CancellationToken,
-    thread: Option<JoinHandle<anyhow::Result<()>>>,
+    running: Running,
+}
+
+#[derive(Debug)]
+enum Running {
+    Thread(CancellationToken, JoinHandle<anyhow::Result<()>>),
+    Process(Child),
+    Ended,
 }
 
 impl Sidecar {
@@ -30,7 +47,8 @@ impl Sidecar {
     /// Where it does not become ready.
     pub async fn ready(&self) {
         eventually("a ready sidecar", async || {
-            assert!(!self.thread.as_ref().is_some_and(JoinHandle::is_finished), "sidecar ended");
+            let ended = matches!(&self.running, Running::Thread(_, t) if t.is_finished());
+            assert!(!ended, "sidecar ended");
             matches!(self.try_get("/ready").await, Some((200, _))).then_some(())
         })
         .await;
@@ -49,8 +67,21 @@ impl Sidecar {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(remora_proxy::app::run(args, None, stopping.cancelled_owned()))
         });
-        let thread = Some(thread.expect("a thread"));
-        Self { pod, admin, services, stop, thread }
+        let running = Running::Thread(stop, thread.expect("a thread"));
+        Self { pod, admin, services, running }
+    }
+
+    /// Starts one as `program proxy …`, a process.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn spawn(program: &Path, pod: Pod, args: &Args) -> Self {
+        let mut command = Command::new(program);
+        command.arg("proxy").args(flags(args)).args(["--log", "error"]);
+        let process = command.stdin(Stdio::null()).spawn().expect("a process");
+        let (admin, services) = (args.admin_listen, args.outbound_service.clone());
+        Self { pod, admin, services, running: Running::Process(process) }
     }
 
     /// Where the application dials a Service.
@@ -126,9 +157,37 @@ impl Sidecar {
         .await;
     }
 
-    /// As SIGTERM: begins the shutdown.
+    /// SIGTERM, or what is as good: begins the shutdown.
+    ///
+    /// # Panics
+    /// Where there is no such process any more.
     pub fn terminate(&self) {
-        self.stop.cancel();
+        match &self.running {
+            Running::Thread(stop, _) => stop.cancel(),
+            Running::Process(_) => self.signal(Signal::SIGTERM),
+            Running::Ended => {}
+        }
+    }
+
+    /// Sends a signal to the process.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn signal(&self, signal: Signal) {
+        let Running::Process(process) = &self.running else { panic!("it is no process") };
+        signal::kill(pid(process), signal).expect("a signal to a child");
+    }
+
+    /// SIGKILL. Once this returns, the kernel has closed all that the process had open, and told
+    /// those on the other sides.
+    ///
+    /// # Panics
+    /// Where it is no process.
+    pub async fn kill(mut self) {
+        self.signal(Signal::SIGKILL);
+        let Running::Process(process) = &mut self.running else { panic!("it is no process") };
+        process.wait().expect("a child's end");
+        self.running = Running::Ended;
     }
 
     /// Waits until a shutdown that was begun is over.
@@ -136,17 +195,61 @@ impl Sidecar {
     /// # Panics
     /// Where it fails.
     pub async fn ended(mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        let join = tokio::task::spawn_blocking(move || thread.join());
-        let result = within("the sidecar's end", join).await.expect("joined");
-        result.expect("no panic").expect("no error");
+        let running = std::mem::replace(&mut self.running, Running::Ended);
+        let join = tokio::task::spawn_blocking(move || match running {
+            Running::Thread(_, thread) => thread.join().expect("no panic").expect("no error"),
+            Running::Process(mut process) => {
+                let status = process.wait().expect("a child's end");
+                assert!(status.success(), "{status}");
+            }
+            Running::Ended => {}
+        });
+        within("the sidecar's end", join).await.expect("no panic");
     }
 }
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        self.stop.cancel();
+        match &mut self.running {
+            Running::Thread(stop, _) => stop.cancel(),
+            Running::Process(process) => {
+                // It may be gone already.
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+            Running::Ended => {}
+        }
     }
+}
+
+fn pid(process: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(process.id()).expect("process ids are positive"))
+}
+
+/// What a test sets of the arguments, as flags.
+fn flags(args: &Args) -> Vec<String> {
+    let mut flags = Vec::new();
+    let mut flag = |name: &str, value: String| flags.extend([format!("--{name}"), value]);
+    let list =
+        |all: &[SocketAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    flag("outbound-listen", list(&args.outbound_listen));
+    flag("inbound-listen", list(&args.inbound_listen));
+    flag("admin-listen", args.admin_listen.to_string());
+    flag("control-plane", args.control_plane.clone());
+    flag("trust-bundle", args.trust_bundle.display().to_string());
+    flag("token-file", args.token_file.display().to_string());
+    flag("pod-namespace", args.pod_namespace.clone());
+    flag("pod-name", args.pod_name.clone());
+    args.pod_ips.iter().for_each(|ip| flag("pod-ips", ip.to_string()));
+    args.workers.iter().for_each(|workers| flag("workers", workers.to_string()));
+    flag("shutdown-grace-period", format!("{}ms", args.shutdown_grace_period.as_millis()));
+    for OutboundService { listen, authority } in &args.outbound_service {
+        flag("outbound-service", format!("{listen}={authority}"));
+    }
+    for InboundForward { listen, target } in &args.inbound_forward {
+        flag("inbound-forward", format!("{listen}={target}"));
+    }
+    flags
 }
 
 /// One request to an admin endpoint; `None` where nobody answers yet.

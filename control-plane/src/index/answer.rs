@@ -1,12 +1,9 @@
 //! What can be asked, and what is answered. Answers are shared by reference count and never change
 //! once given out.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use remora_core::{settings::DefaultPolicy, spiffe::SpiffeId};
+use remora_core::{authority::Authority, settings::DefaultPolicy, spiffe::SpiffeId};
 
 use super::{Name, policy::Policy, protocol::Protocol};
 
@@ -25,22 +22,10 @@ impl Target {
     /// Parses `host:port`; without a port it is 80. A literal address is an address.
     #[must_use]
     pub fn authority(authority: &str) -> Option<Self> {
-        if authority.len() > 255 + ":65535".len() {
-            return None;
-        }
-        if let Ok(address) = authority.parse::<SocketAddr>() {
-            return Some(Self::Address(address)).filter(|_| address.port() > 0);
-        }
-        let bare = authority.trim_start_matches('[').trim_end_matches(']');
-        if let Ok(ip) = bare.parse::<IpAddr>() {
-            return Some(Self::Address(SocketAddr::new(ip, 80)));
-        }
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0)?),
-            None => (authority, 80),
-        };
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        (!host.is_empty()).then(|| Self::Authority(host.into(), port))
+        Some(match authority.parse().ok()? {
+            Authority::Address(address) => Self::Address(address),
+            Authority::Name(host, port) => Self::Authority(host, port),
+        })
     }
 }
 

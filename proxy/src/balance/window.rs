@@ -106,10 +106,13 @@ impl Window {
     /// The number of the bucket for `now`.
     fn tick(&self, now: u64, length: Duration) -> u64 {
         let nanos = bucket_nanos(length);
-        if self.tick.load(Ordering::Relaxed) != nanos
-            && self.tick.swap(nanos, Ordering::Relaxed) != nanos
-        {
-            self.clear();
+        if self.tick.load(Ordering::Relaxed) != nanos {
+            let before = self.tick.swap(nanos, Ordering::Relaxed);
+            // One that was never used is empty: to clear it could only take what another thread has
+            // counted meanwhile.
+            if before != 0 && before != nanos {
+                self.clear();
+            }
         }
         now / nanos
     }

@@ -102,9 +102,12 @@ impl Requests {
         let (inbound, addr) = (&self.inbound, self.arrival.app);
         let mut sends = 0;
         loop {
-            let mut app = match inbound.idle.take(&addr, Instant::now()) {
-                Some(app) => app,
-                None => Wire::new(inbound.connector.connect(addr, CONNECT).await?, Vec::new()),
+            let (mut app, idle) = match inbound.idle.take(&addr, Instant::now()) {
+                Some((app, idle)) => (app, Some(idle)),
+                None => {
+                    let stream = inbound.connector.connect(addr, CONNECT).await?;
+                    (Wire::new(stream, Vec::new()), None)
+                }
             };
             sends += 1;
             let sides = (&mut *client, &mut app);
@@ -115,6 +118,9 @@ impl Requests {
             };
             // The application sees that nobody waits any more.
             app.reset();
+            if let (NoAnswer::Broken { .. }, Some(idle)) = (&failed, idle) {
+                inbound.idle.broke(&addr, idle, Instant::now());
+            }
             let error = match failed {
                 NoAnswer::Broken { sent: false, .. }
                     if sends < MAX_SENDS && upload.kept().is_some() =>

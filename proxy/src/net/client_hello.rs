@@ -30,6 +30,9 @@ pub enum Look {
 /// Looks at the first bytes of a connection.
 #[must_use]
 pub fn look(bytes: &[u8]) -> Look {
+    // What lies beyond is not looked at even where it is there already: what a connection is must not
+    // depend on the pieces that it comes in.
+    let bytes = &bytes[..bytes.len().min(MAX_LEN)];
     // A fragmented message is put together; nearly always there is one record and no copy.
     let mut whole = Vec::new();
     let mut rest = bytes;
@@ -196,6 +199,40 @@ mod tests {
             fragmented.extend_from_slice(part);
         }
         assert!(matches!(look(&fragmented), Look::Hello(hello) if hello.mesh));
+    }
+
+    #[test]
+    fn a_hello_that_ends_beyond_the_bound_is_none_in_one_piece_either() {
+        let bytes = real("orders.shop", &[b"remora/tcp"]);
+        let mut fragmented = Vec::new();
+        for part in bytes[5..].chunks(1) {
+            fragmented.extend_from_slice(&[22, 3, 1, 0, 1, part[0]]);
+        }
+        assert!(matches!(look(&fragmented), Look::Hello(_)), "{} bytes", fragmented.len());
+        // As many padding extensions as it takes (RFC 7685).
+        let mut long = bytes.clone();
+        let padding = MAX_LEN - bytes.len() + 1 - 4;
+        long.extend_from_slice(&[0, 21]);
+        long.extend_from_slice(&u16::try_from(padding).unwrap().to_be_bytes());
+        long.resize(MAX_LEN + 1, 0);
+        let extensions = extensions_at(&bytes);
+        for (at, width) in [(3, 2), (6, 3), (extensions, 2)] {
+            let old = long[at..at + width].iter().fold(0, |n, b| n << 8 | usize::from(*b));
+            let new = (old + padding + 4).to_be_bytes();
+            long[at..at + width].copy_from_slice(&new[new.len() - width..]);
+        }
+        assert_eq!(look(&long[..MAX_LEN]), Look::No);
+        assert_eq!(look(&long), Look::No);
+    }
+
+    /// Where the length of a ClientHello's extensions stands.
+    fn extensions_at(bytes: &[u8]) -> usize {
+        let mut r = Reader(&bytes[9..]);
+        r.take(34).unwrap();
+        r.vec8().unwrap();
+        r.vec16().unwrap();
+        r.vec8().unwrap();
+        bytes.len() - r.0.len()
     }
 
     #[test]

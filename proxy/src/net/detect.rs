@@ -103,9 +103,11 @@ pub async fn timed<IO: AsyncRead + Unpin>(
     found
 }
 
-/// What the bytes are; `None` while it can still become more than one thing.
+/// What the bytes are; `None` while it can still become more than one thing. The same whatever
+/// follows, so that it does not depend on the pieces in which they come.
 #[must_use]
 pub fn classify(bytes: &[u8]) -> Option<Detected> {
+    let bytes = &bytes[..bytes.len().min(MAX_LEN)];
     if bytes.is_empty() {
         return None;
     }
@@ -128,6 +130,8 @@ pub fn classify(bytes: &[u8]) -> Option<Detected> {
 fn request_line(bytes: &[u8]) -> Option<Detected> {
     /// Longer than any registered method.
     const MAX_METHOD: usize = 32;
+    /// A path that goes on beyond here is one of HTTP.
+    const ENOUGH: usize = 4096;
     // Empty lines before the request line are tolerated (RFC 9112 §2.2).
     let start = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
     let bytes = &bytes[start..];
@@ -140,11 +144,11 @@ fn request_line(bytes: &[u8]) -> Option<Detected> {
         Some(b' ') => {}
         Some(_) => return Some(Detected::Opaque),
     }
+    let long = bytes.len() > ENOUGH && bytes[method + 1] == b'/';
     let line = match bytes.iter().position(|&b| b == b'\n') {
-        Some(end) => &bytes[..end],
-        // A long target: enough is seen.
-        None if bytes.len() > 4096 && bytes[method + 1] == b'/' => return Some(Detected::Http1),
-        None => return None,
+        Some(end) if end < ENOUGH || !long => &bytes[..end],
+        _ if long => return Some(Detected::Http1),
+        _ => return None,
     };
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let version = line.len().checked_sub(9).map(|at| &line[at..]);
@@ -182,6 +186,18 @@ mod tests {
         ] {
             assert_eq!(classify(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
         }
+    }
+
+    #[test]
+    fn a_long_first_line_is_the_same_in_one_piece_and_in_two() {
+        let line = |end: &str| format!("GET /{}{end}\r\n", "x".repeat(5000)).into_bytes();
+        for bytes in [line(""), line(" HTTP/1.1"), line(" HTTP/2.0")] {
+            assert_eq!(classify(&bytes[..4500]), Some(Detected::Http1));
+            assert_eq!(classify(&bytes), Some(Detected::Http1));
+        }
+        // Beyond what is looked at.
+        let late = [vec![b'\r'; MAX_LEN], b"GET / HTTP/1.1\r\n".to_vec()].concat();
+        assert_eq!((classify(&late[..MAX_LEN]), classify(&late)), (None, None));
     }
 
     #[tokio::test(start_paused = true)]

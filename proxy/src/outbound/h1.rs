@@ -201,9 +201,9 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_
         let bounds = via.bounds;
         let outbound = self.outbound;
         let key = Key(Arc::clone(endpoint));
-        let mut wire = match outbound.idle.take(&key, Instant::now()) {
-            Some(wire) => wire,
-            None => Wire::new(self.dial(endpoint, via).await?, Vec::new()),
+        let (mut wire, idle) = match outbound.idle.take(&key, Instant::now()) {
+            Some((wire, idle)) => (wire, Some(idle)),
+            None => (Wire::new(self.dial(endpoint, via).await?, Vec::new()), None),
         };
         let sent_at = Instant::now();
         let patience = Patience::from(bounds);
@@ -221,6 +221,9 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_
             Err(failed) => {
                 // Without a proxy on the other side an orderly end would say that we listen on.
                 wire.reset();
+                if let (exchange::NoAnswer::Broken { .. }, Some(idle)) = (&failed, idle) {
+                    outbound.idle.broke(&key, idle, Instant::now());
+                }
                 Err(no_answer(failed, endpoint, bounds))
             }
         }

@@ -3,7 +3,8 @@
 //! Newest first, so that the surplus ages out. A server that closes idle connections may do so in the
 //! very moment in which a request is written, and then nobody knows whether it ran. So a connection
 //! is not kept for as long as its server would: the server says how long that is (`Keep-Alive:
-//! timeout=5`), or is seen to close, and from then on its connections are dropped before.
+//! timeout=5`), or is seen to close, were it by a request that fails, and from then on its connections
+//! are dropped before.
 //!
 //! Only its own worker uses a pool, so its lock is free; it is never held across an await.
 
@@ -57,8 +58,8 @@ impl<K: Hash + Eq + Clone, IO: AsyncRead + Unpin> Pool<K, IO> {
     }
 
     /// The connection that was used last, if there is one that its peer neither closed nor is about
-    /// to.
-    pub fn take(&self, key: &K, now: Instant) -> Option<Wire<IO>> {
+    /// to, and how long it was idle.
+    pub fn take(&self, key: &K, now: Instant) -> Option<(Wire<IO>, Duration)> {
         let mut all = self.all.lock();
         let kept = all.get_mut(key)?;
         loop {
@@ -67,9 +68,15 @@ impl<K: Hash + Eq + Clone, IO: AsyncRead + Unpin> Pool<K, IO> {
             if !wire.is_quiet() {
                 kept.learn(age, now);
             } else if age < kept.limit(self.idle_timeout) {
-                return Some(wire);
+                return Some((wire, age));
             }
         }
+    }
+
+    /// A connection that was idle for so long broke, without an answer, under the request that came
+    /// then: most likely its server was closing it.
+    pub fn broke(&self, key: &K, idle: Duration, now: Instant) {
+        self.all.lock().entry(key.clone()).or_default().learn(idle, now);
     }
 
     /// Keeps a connection whose response is complete. `promised`: how long its server said that it
@@ -180,6 +187,21 @@ mod tests {
         let (one, _far) = pair();
         pool.give_back(&1, one, None, now);
         assert!(pool.take(&1, now + POOL).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_fails_since_its_server_was_closing_is_the_last() {
+        let (pool, now) = (pool(), Instant::now());
+        let (one, _far) = pair();
+        pool.give_back(&1, one, None, now);
+        let later = now + Duration::from_secs(4);
+        let (_wire, idle) = pool.take(&1, later).unwrap();
+        pool.broke(&1, idle, later);
+        let ((two, _far2), (three, _far3)) = (pair(), pair());
+        pool.give_back(&1, two, None, later);
+        assert!(pool.take(&1, later + Duration::from_secs(3)).is_none());
+        pool.give_back(&1, three, None, later);
+        assert!(pool.take(&1, later + Duration::from_secs(2)).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -142,6 +142,9 @@ impl ResponseHead {
                     }
                 }
                 Name::KeepAlive => kept_for = timeout_of(value),
+                Name::TransferEncoding if value.contains(&b'\n') => {
+                    return Err(BadResponse("has a Transfer-Encoding on two lines"));
+                }
                 Name::TransferEncoding if coding.replace(value).is_some() => {
                     return Err(BadResponse("has more than one Transfer-Encoding"));
                 }
@@ -169,19 +172,16 @@ impl ResponseHead {
         if !self.names_upgrade() {
             self.fields.remove_all(|name| name == Name::Upgrade);
         }
+        // The coding wins, the length must go, and the connection is not used again (RFC 9112 §6.3);
+        // without a body too, since the client reads both.
+        if coded.is_some() && content_length.is_some() {
+            self.keep_alive = false;
+            self.fields.remove_all(|name| name == Name::ContentLength);
+        }
         self.framing = match (coded, content_length) {
             _ if tunnel || self.is_bodiless(&request.method) => Framing::None,
-            // The coding wins, the length must go, and the connection is not used again
-            // (RFC 9112 §6.3).
-            (Some(true), length) => {
-                self.keep_alive &= length.is_none();
-                self.fields.remove_all(|name| name == Name::ContentLength);
-                Framing::Chunked
-            }
-            (Some(false), _) => {
-                self.fields.remove_all(|name| name == Name::ContentLength);
-                Framing::UntilClose
-            }
+            (Some(true), _) => Framing::Chunked,
+            (Some(false), _) => Framing::UntilClose,
             (None, Some(length)) => Framing::Length(length),
             (None, None) => Framing::UntilClose,
         };

@@ -78,6 +78,18 @@ fn chunked_wins_over_a_length_and_the_connection_is_used_up() {
     let head = parse(text, &get()).unwrap();
     assert_eq!((head.framing, head.keep_alive), (Framing::Chunked, false));
     assert!(!forwarded(text, &get()).0.contains("Content-Length"));
+    let asked = request("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let head = parse(text, &asked).unwrap();
+    assert_eq!((head.framing, head.keep_alive), (Framing::None, false));
+    assert!(!forwarded(text, &asked).0.contains("Content-Length"));
+}
+
+#[test]
+fn a_coding_on_two_lines_is_no_coding() {
+    for fold in ["\r\n ", "\n\t"] {
+        let text = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip,{fold}chunked\r\n\r\n");
+        assert!(parse(&text, &get()).is_err(), "{text:?}");
+    }
 }
 
 #[test]

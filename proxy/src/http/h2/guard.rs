@@ -155,8 +155,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Guarded<IO> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        let arrived = &buf.filled()[before..];
-        Poll::Ready(self.charge(arrived))
+        let charged = self.charge(&buf.filled()[before..]);
+        if charged.is_err() {
+            // A read that fails has read nothing; callers rely on it.
+            buf.set_filled(before);
+        }
+        Poll::Ready(charged)
     }
 }
 
@@ -272,6 +276,16 @@ mod tests {
         peer.write_all(&ping).await.unwrap();
         let error = read_all(&mut guarded, ping.len()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fails_has_read_nothing() {
+        let (mut peer, io) = duplex(1024);
+        let mut guarded = Guarded::new(io, false, Budget { burst: 0, per_second: 0 });
+        peer.write_all(&frame(6, 0, &[0; 8])).await.unwrap();
+        let mut bytes = Vec::with_capacity(64);
+        guarded.read_buf(&mut bytes).await.unwrap_err();
+        assert!(bytes.is_empty(), "{bytes:?}");
     }
 
     #[tokio::test(start_paused = true)]

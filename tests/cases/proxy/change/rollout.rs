@@ -1,15 +1,13 @@
-//! Replicas that are replaced one after the other, sidecars of callers, and applications.
+//! Replicas, and the sidecars of callers, that are replaced one after the other.
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use remora_tests::{
     load::{Calls, Load},
     mesh::Mesh,
-    sidecar::Sidecar,
 };
 
-use super::Replica;
+use super::{Replica, Shop};
 
 const REPLICAS: usize = 6;
 const CALLERS: usize = 3;
@@ -23,41 +21,11 @@ enum Told {
     Late,
 }
 
-/// `orders` with its replicas, and those who call it.
-struct Shop {
-    mesh: Mesh,
-    replicas: Vec<Replica>,
-    callers: Vec<Sidecar>,
-}
-
-impl Shop {
-    async fn open(workers: u16) -> Self {
-        let mut mesh = Mesh::new();
-        mesh.grace = Duration::from_secs(10);
-        mesh.workers = workers;
-        mesh.service("orders", &[]);
-        let pods: Vec<_> =
-            (0..REPLICAS).map(|n| mesh.pod(&format!("orders-{n}"), "orders")).collect();
-        let webs: Vec<_> = (0..CALLERS).map(|n| mesh.pod(&format!("web-{n}"), "web")).collect();
-        mesh.start_plane().await;
-        let replicas = join_all(pods.into_iter().map(|pod| Replica::of(&mesh, pod))).await;
-        let callers = join_all(webs.iter().map(|web| mesh.sidecar(web, &["orders"]))).await;
-        Self { mesh, replicas, callers }
-    }
-
-    fn load(&self) -> Load {
-        let entries: Vec<_> = self.callers.iter().map(|caller| caller.entry("orders")).collect();
-        Load::of(&entries, &Calls::ALL)
-    }
-
-    async fn until_endpoints(&self, count: usize) {
-        join_all(self.callers.iter().map(|caller| caller.until_endpoints("orders", count))).await;
-    }
-}
-
 /// Every replica is replaced: the new one up, the old one drained, ended and removed.
 async fn rolling_restart(workers: u16, told: Told) {
-    let mut shop = Shop::open(workers).await;
+    let mut mesh = Mesh::new();
+    (mesh.grace, mesh.workers) = (Duration::from_secs(10), workers);
+    let mut shop = Shop::open(mesh, REPLICAS, CALLERS).await;
     let load = shop.load();
     load.passes(300).await;
     for old in std::mem::take(&mut shop.replicas) {
@@ -82,7 +50,6 @@ async fn rolling_restart(workers: u16, told: Told) {
     for replica in &shop.replicas {
         assert!(replica.app.requests() > 0, "{} had no part of {sent}", replica.pod.name);
     }
-    eprintln!("{sent} requests");
 }
 
 #[tokio::test]
@@ -93,4 +60,23 @@ async fn a_rollout_whose_callers_are_told_in_time_loses_no_request() {
 #[tokio::test]
 async fn a_rollout_whose_callers_are_told_late_loses_no_request() {
     rolling_restart(2, Told::Late).await;
+}
+
+/// The pod stays: what its application has under way is finished, and it dials again.
+#[tokio::test]
+async fn a_caller_whose_sidecar_is_replaced_loses_no_request() {
+    let mut mesh = Mesh::new();
+    mesh.grace = Duration::from_secs(10);
+    let mut shop = Shop::open(mesh, 2, 2).await;
+    let load = Load::patient(&shop.entries(), &Calls::ALL);
+    for _ in 0..2 {
+        load.passes(100).await;
+        let old = shop.callers.remove(0);
+        let pod = old.pod.clone();
+        old.terminate();
+        old.ended().await;
+        shop.callers.push(shop.mesh.sidecar(&pod, &["orders"]).await);
+    }
+    load.passes(100).await;
+    load.without_failures().await;
 }

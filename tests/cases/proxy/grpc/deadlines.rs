@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, HeaderValue, Request};
 use remora_tests::{
@@ -161,7 +160,7 @@ async fn a_call_without_a_deadline_may_be_silent() {
     assert!(called.request.headers().get("grpc-timeout").is_none(), "none is invented");
     let mut body = called.begin(answer(()));
     tokio::time::sleep(Duration::from_millis(700)).await;
-    body.send_data(Bytes::from(message("late")), false).unwrap();
+    body.send_data(message("late"), false).unwrap();
     body.send_trailers(status("0")).unwrap();
     let ended = within("the end", ended).await.unwrap();
     assert_eq!((ended.status(), &*ended.texts), ("0", &["late".to_owned()][..]));

@@ -24,6 +24,28 @@ async fn a_head_beyond_the_limit_is_answered_431() {
 }
 
 #[tokio::test]
+async fn the_limit_is_the_workloads_own() {
+    for (limit, fits, exceeds) in [("8Ki", 7_000, 9_000), ("256Ki", 200_000, 270_000)] {
+        let mut mesh = Mesh::new();
+        mesh.max_header_size = limit.parse().unwrap();
+        let pair = Pair::in_mesh(mesh, &[]).await;
+        let app = App::listen(pair.server.pod.app()).await;
+        let ask = |length: usize| {
+            format!("GET / HTTP/1.1\r\nHost: orders\r\nX: {}\r\n\r\n", "x".repeat(length))
+        };
+        let mut client = Wire::dial(pair.entry()).await;
+        client.send(ask(fits)).await;
+        let mut server = app.accept().await;
+        assert_eq!(server.head().await.get("x").map(str::len), Some(fits), "{limit}");
+        server.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert_eq!(client.head().await.status(), 204, "{limit}");
+        let mut client = Wire::dial(pair.entry()).await;
+        client.send(ask(exceeds)).await;
+        assert_eq!(client.head().await.status(), 431, "{limit}");
+    }
+}
+
+#[tokio::test]
 async fn a_target_beyond_the_limit_is_answered_414() {
     let (pair, app) = Pair::with_app(&[]).await;
     let mut client = Wire::dial(pair.entry()).await;

@@ -56,6 +56,24 @@ async fn an_upgrade_that_is_refused_stays_http() {
     assert_eq!(client.head().await.status(), 200);
 }
 
+/// HTTP/2 is the proxies' own business (RFC 9113 dropped this way to it).
+#[tokio::test]
+async fn an_offer_to_go_on_in_http_2_goes_no_further() {
+    let (pair, app) = Pair::with_app(&[]).await;
+    let mut client = Wire::dial(pair.entry()).await;
+    client
+        .send(
+            "GET / HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+             Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n\r\n",
+        )
+        .await;
+    let mut server = app.accept().await;
+    let head = server.head().await;
+    assert_eq!((head.get("upgrade"), head.get("http2-settings")), (None, None), "{head:?}");
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.head().await.status(), 200);
+}
+
 #[tokio::test]
 async fn connect_opens_a_tunnel() {
     let (pair, app) = Pair::with_app(&[]).await;

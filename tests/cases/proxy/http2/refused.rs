@@ -4,7 +4,7 @@
 use http::{HeaderName, HeaderValue, Request, Response};
 use remora_tests::{
     frames::{END_HEADERS, END_STREAM, Frame, Frames, block, kind},
-    mesh::Pair,
+    mesh::{Mesh, Pair},
     origin::{Answer, Body, Origin, Speaks, empty, full, h2 as client},
     streams::{self, App},
     wait::within,
@@ -63,6 +63,25 @@ async fn a_head_far_beyond_the_limit_is_answered_431_and_the_connection_goes_on(
     assert_eq!((response.status().as_u16(), origin.requests()), (431, 0));
     let response = within("an answer", sender.send_request(with_fields(1, ""))).await.unwrap();
     assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
+async fn the_limit_is_the_workloads_own() {
+    for (limit, fits, exceeds) in [("8Ki", 7_000, 9_000), ("256Ki", 200_000, 270_000)] {
+        let mut mesh = Mesh::new();
+        mesh.max_header_size = limit.parse().unwrap();
+        let pair = Pair::in_mesh(mesh, &[]).await;
+        let _origin = hello(&pair).await;
+        let mut sender = client(pair.entry()).await;
+        for (length, status) in [(fits, 200), (exceeds, 431), (fits, 200)] {
+            // In pieces: a frame is not so long.
+            let request = with_fields(length / 1_000, &"x".repeat(990));
+            let response = within("an answer", sender.send_request(request)).await.unwrap();
+            let answer = Answer::read(response).await.unwrap();
+            let reason = (status == 431).then_some("header-too-large");
+            assert_eq!((answer.status, answer.reason()), (status, reason), "{limit}");
+        }
+    }
 }
 
 /// What the outbound proxy lets pass, the inbound one does, although more was added.
