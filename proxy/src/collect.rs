@@ -212,8 +212,11 @@ fn routes(families: &mut Families<'_, '_>, services: &Services) -> fmt::Result {
     let mut seen: BTreeMap<(&ServiceId, Box<str>), RouteCounts> = BTreeMap::new();
     for (id, all) in services {
         for service in all {
-            for route in service.state_full().routes.iter() {
-                seen.entry((id, route.name.clone())).or_default().add(&route.traffic);
+            let state = service.state_full();
+            // A rule may be several routes of one name, whose traffic is one.
+            let once: BTreeMap<_, _> = state.routes.iter().map(|r| (&r.name, r)).collect();
+            for (name, route) in once {
+                seen.entry((id, name.clone())).or_default().add(&route.traffic);
             }
         }
     }

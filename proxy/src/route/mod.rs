@@ -95,7 +95,7 @@ pub struct Route {
     /// What is retried, the Service's own policy where the route has none; `None`: only what
     /// provably never ran.
     pub retry: Option<RetryPolicy>,
-    /// The Service's time-outs with those of the route in their place.
+    /// The route's time-outs, the Service's own where it has none.
     pub timeouts: TimeoutPolicy,
     /// Who keeps the endpoint that it had, across backends; `None`: as the backend's Service says.
     pub affinity: Option<Affinity>,

@@ -1,6 +1,7 @@
 //! Routes as the control plane sends them.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,10 +40,10 @@ const MAX_DELAY: Duration = Duration::from_secs(300);
 ///
 /// # Errors
 /// Where one of them cannot be read: a part of the routes would send requests elsewhere.
-pub fn routes(
-    service: &pb::Service,
+pub fn routes<'a>(
+    service: &'a pb::Service,
     policy: &Policy,
-    (before, now): (&[Arc<Route>], Instant),
+    (before, now): (&'a [Arc<Route>], Instant),
     left_out: &mut Vec<WireError>,
 ) -> Result<Vec<Arc<Route>>, WireError> {
     let patterns = service.routes.iter().map(patterns).sum::<usize>();
@@ -51,11 +52,13 @@ pub fn routes(
         return Err(WireError::new("routes", text));
     }
     let mut reader = Reader { left_out };
-    let mut route = |wire: &pb::Route| {
-        let known = before.iter().find(|known| *known.name == *wire.name);
-        let traffic = known.map(|known| Arc::clone(&known.traffic));
-        let traffic = traffic.unwrap_or_else(|| Arc::new(RouteTraffic::new(now)));
-        reader.route(wire, policy, traffic).map(Arc::new)
+    // A rule may come as several routes of one name, and its traffic is one.
+    let known = before.iter().map(|known| (&*known.name, Arc::clone(&known.traffic)));
+    let mut traffic: HashMap<&str, Arc<RouteTraffic>> = known.collect();
+    let mut route = |wire: &'a pb::Route| {
+        let known = traffic.entry(&wire.name);
+        let traffic = known.or_insert_with(|| Arc::new(RouteTraffic::new(now)));
+        reader.route(wire, policy, Arc::clone(traffic)).map(Arc::new)
     };
     service.routes.iter().map(&mut route).collect()
 }
@@ -101,14 +104,13 @@ impl Reader<'_> {
         parent: &Policy,
         traffic: Arc<RouteTraffic>,
     ) -> Result<Route, WireError> {
-        let own = wire.timeouts.as_ref().map(policy::timeouts).transpose()?;
-        let mut timeouts = parent.timeouts.clone();
-        if let Some(own) = own {
-            // Zero switches a bound off (GEP-1742).
-            let bound = |time: Option<Duration>| time.filter(|time| !time.is_zero());
-            timeouts.request = bound(own.request);
-            timeouts.backend_request = bound(own.backend_request);
-        }
+        let mut timeouts = match &wire.timeouts {
+            Some(own) => policy::timeouts(own)?,
+            None => parent.timeouts.clone(),
+        };
+        // Zero switches a bound off (GEP-1742).
+        timeouts.request = timeouts.request.filter(|bound| !bound.is_zero());
+        timeouts.backend_request = timeouts.backend_request.filter(|bound| !bound.is_zero());
         let retry = wire.retry.as_ref().map(policy::retry).transpose()?;
         Ok(Route {
             name: wire.name.as_str().into(),

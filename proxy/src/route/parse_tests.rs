@@ -70,7 +70,7 @@ fn an_empty_route_goes_to_its_service_with_its_policy() {
     let (route, _) = read_with(own, &policy).unwrap();
     assert_eq!(route.timeouts.request, None, "zero switches it off");
     assert_eq!(route.timeouts.backend_request, Some(Duration::from_secs(2)));
-    assert_eq!(route.timeouts.idle, Some(Duration::from_secs(5)), "still the Service's");
+    assert_eq!(route.timeouts.idle, Some(Duration::from_secs(9)), "all of them are the route's");
     assert_eq!(route.retry.as_ref().map(|retry| retry.limit), Some(2));
 }
 
@@ -79,13 +79,14 @@ fn what_a_route_has_seen_outlives_its_changes() {
     let service = |limit| {
         let retry = Some(pb::RetryPolicy { limit, ..Default::default() });
         let route = pb::Route { name: "shop/orders/0".to_owned(), retry, ..Default::default() };
-        pb::Service { routes: vec![route], ..Default::default() }
+        pb::Service { routes: vec![route.clone(), route], ..Default::default() }
     };
     let read = |limit, before: &[Arc<Route>]| {
         let mut left_out = Vec::new();
         routes(&service(limit), &Policy::default(), (before, epoch()), &mut left_out).unwrap()
     };
     let first = read(1, &[]);
+    assert!(Arc::ptr_eq(&first[0].traffic, &first[1].traffic), "one rule in two parts");
     let second = read(2, &first);
     assert!(Arc::ptr_eq(&first[0].traffic, &second[0].traffic));
     assert_eq!(second[0].retry.as_ref().map(|retry| retry.limit), Some(2));
