@@ -104,9 +104,12 @@ fn hello(body: &[u8]) -> Option<ClientHello> {
             0 => {
                 let mut names = Reader(data.vec16()?);
                 while !names.0.is_empty() {
-                    let name_type = names.take(1)?;
+                    // How long a name of another type is, only its type would say (RFC 6066 §3).
+                    if names.take(1)? != [0] {
+                        break;
+                    }
                     let name = names.vec16()?;
-                    if name_type == [0] && found.sni.is_none() {
+                    if found.sni.is_none() {
                         found.sni = host_name(name);
                     }
                 }

@@ -87,7 +87,7 @@ pub fn response(bytes: &[u8]) {
             let Ok(Some((meant, _))) = theirs else { return };
             // A switch can be understood, and must not be; a coding must not go on to HTTP/1.0.
             let unasked = meant.status == 101;
-            let coded = strict::elements(&meant.fields, "transfer-encoding").next().is_some();
+            let coded = strict::values(&meant.fields, "transfer-encoding").next().is_some();
             let unknown = coded && !asked.is_1_1();
             let many = meant.fields.len() >= MAX_HEADERS;
             return assert!(unasked || unknown || many, "{bad}: {meant:?}");

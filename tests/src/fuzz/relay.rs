@@ -241,7 +241,7 @@ impl Handler<Scripted> for Relay<'_> {
 
 impl Relay<'_> {
     fn connection(&self) -> Option<(Wire<Scripted>, usize)> {
-        if let Some(wire) = self.idle.take(&(), Instant::now()) {
+        if let Some((wire, _)) = self.idle.take(&(), Instant::now()) {
             let place = self.place_of(&wire);
             return Some((wire, place));
         }
