@@ -81,6 +81,8 @@ pub mod headers {
     pub const PROXY_ERROR: &str = "remora-proxy-error";
     /// SPIFFE id of the caller, set by the inbound proxy.
     pub const CLIENT_ID: &str = "remora-client-id";
+    /// `abort` in an answer that a route's fault asked for.
+    pub const FAULT: &str = "remora-fault";
     /// Attempt number, 1 for the first, set on retries.
     pub const ATTEMPT: &str = "remora-attempt";
 }

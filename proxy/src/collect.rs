@@ -1,8 +1,10 @@
 //! What belongs to Services and to the process itself, read at scrape time.
 //!
-//! Series per Service are bounded by the discovery cache's bound on targets.
+//! Series per Service are bounded by the discovery cache's bound on targets, those per route by the
+//! routes of these.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc,
@@ -18,7 +20,10 @@ use prometheus_client::{
 };
 
 use crate::{
-    discovery::{Discovery, Resolution, ServiceId, traffic::Traffic},
+    discovery::{
+        Discovery, Resolution, ServiceId,
+        traffic::{Mirrored, RouteTraffic, Traffic},
+    },
     metrics::Families,
     net::admission::Admission,
     tls::identity::Identity,
@@ -121,6 +126,7 @@ impl Collector for MeshCollector {
             "Attempts beyond the first, and retries not made",
             retries,
         )?;
+        routes(&mut families, &services)?;
         latency(&mut encoder, &services)?;
         self.process(&mut encoder)
     }
@@ -199,6 +205,66 @@ impl MeshCollector {
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: i64) -> fmt::Result {
     let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     ConstGauge::new(value).encode(metric)
+}
+
+/// What single routes have seen; there are series for those that a Service has now.
+fn routes(families: &mut Families<'_, '_>, services: &Services) -> fmt::Result {
+    let mut seen: BTreeMap<(&ServiceId, Box<str>), RouteCounts> = BTreeMap::new();
+    for (id, all) in services {
+        for service in all {
+            let state = service.state_full();
+            // A rule may be several routes of one name, whose traffic is one.
+            let once: BTreeMap<_, _> = state.routes.iter().map(|r| (&r.name, r)).collect();
+            for (name, route) in once {
+                seen.entry((id, name.clone())).or_default().add(&route.traffic);
+            }
+        }
+    }
+    let route = |(id, name): &(&ServiceId, Box<str>)| with(&labels(id), "route", name);
+    families.counters(
+        "remora_outbound_route_requests",
+        "Requests that took a route",
+        seen.iter().map(|(key, counts)| (route(key), counts.requests)),
+    )?;
+    let kinds = |words: &'static [&'static str], of: fn(&RouteCounts) -> &[u64]| {
+        seen.iter().flat_map(move |(key, counts)| {
+            let [a, b, c, d] = route(key);
+            words.iter().zip(of(counts)).map(move |(word, count)| {
+                let last = ("result", (*word).to_owned());
+                ([a.clone(), b.clone(), c.clone(), d.clone(), last], *count)
+            })
+        })
+    };
+    families.counters(
+        "remora_outbound_route_faults",
+        "Requests that a route refused or held up on purpose",
+        kinds(&["aborted", "delayed"], |counts| &counts.faults),
+    )?;
+    families.counters(
+        "remora_outbound_route_mirrors",
+        "Copies of a route's requests",
+        kinds(&Mirrored::WORDS, |counts| &counts.mirrored),
+    )
+}
+
+#[derive(Default)]
+struct RouteCounts {
+    requests: u64,
+    faults: [u64; 2],
+    mirrored: [u64; Mirrored::WORDS.len()],
+}
+
+impl RouteCounts {
+    /// A Service that is known by several targets has a route as often.
+    fn add(&mut self, traffic: &RouteTraffic) {
+        self.requests += traffic.requests.load(Relaxed);
+        for (sum, count) in self.faults.iter_mut().zip([&traffic.aborted, &traffic.delayed]) {
+            *sum += count.load(Relaxed);
+        }
+        for (sum, count) in self.mirrored.iter_mut().zip(&traffic.mirrored) {
+            *sum += count.load(Relaxed);
+        }
+    }
 }
 
 /// A histogram in the text format: `_bucket`, `_count` and `_sum`.

@@ -28,6 +28,8 @@ pub struct Decision {
     pub direction: &'static str,
     /// Whom the request was for: a Service, or the address of the application.
     pub target: String,
+    /// The route that it took, `namespace/name/rule`; `None`: its Service has none.
+    pub route: Option<String>,
     /// Its method.
     pub method: String,
     /// Its path without the query, which may hold secrets; cut at 256 bytes.
@@ -61,6 +63,8 @@ pub struct Failed<'a> {
     pub direction: Direction,
     /// Whom it was for.
     pub target: &'a str,
+    /// The route that it took.
+    pub route: Option<&'a str>,
     /// Its method.
     pub method: &'a http::Method,
     /// Its path, without the query.
@@ -84,6 +88,7 @@ impl Decisions {
         let decision = Decision {
             direction: failed.direction.as_str(),
             target: failed.target.to_owned(),
+            route: failed.route.map(str::to_owned),
             method: failed.method.to_string(),
             path: path[..cut.last().unwrap_or(0)].to_owned(),
             reason: error.reason().as_str(),
@@ -121,6 +126,7 @@ mod tests {
         let failed = Failed {
             direction: Direction::Outbound,
             target: "shop/orders:80",
+            route: None,
             method: &http::Method::GET,
             path,
             elapsed: Duration::from_millis(3),

@@ -145,6 +145,14 @@ pub enum Error {
     /// Nothing serves this destination.
     #[error("no route: {0}")]
     NoRoute(String),
+    /// A route has nobody to send a request to.
+    #[error("route {route}: {why}; see the status of the route")]
+    NoBackend {
+        /// `namespace/name/rule`.
+        route: String,
+        /// Which backend, and why not.
+        why: String,
+    },
 }
 
 impl Error {
@@ -156,7 +164,9 @@ impl Error {
                 Side::Downstream
             }
             Self::Denied(_) | Self::Overloaded(_) | Self::NoCertificate { .. } => Side::Proxy,
-            Self::DiscoveryTimeout { .. } | Self::NoRoute(_) => Side::Proxy,
+            Self::DiscoveryTimeout { .. } | Self::NoRoute(_) | Self::NoBackend { .. } => {
+                Side::Proxy
+            }
             _ => Side::Upstream,
         }
     }
@@ -202,6 +212,7 @@ impl Error {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Refused(refusal) => refusal.status(),
             Self::NoRoute(_) => StatusCode::NOT_FOUND,
+            Self::NoBackend { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -252,7 +263,7 @@ impl Error {
             Self::Denied(_) => Reason::Denied,
             Self::BadRequest(_) => Reason::BadRequest,
             Self::Refused(refusal) => refusal.reason(),
-            Self::NoRoute(_) => Reason::NoRoute,
+            Self::NoRoute(_) | Self::NoBackend { .. } => Reason::NoRoute,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Floors, each importing only from those before it: [`error`], [`metrics`], [`decisions`], [`config`] ←
 //! [`balance`] (decisions, pure) ← [`net`] (sockets), [`tls`] (identity), [`discovery`] (what the
-//! control plane tells) ← [`http`] (codec-level pieces), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
+//! control plane tells), [`route`] (what it tells of single requests) ← [`http`] (codec-level pieces), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
 //! ← [`redirect`], [`probe`], [`admin`], [`runtime`], [`ready_wait`], [`app`] ← [`program`] (the command line).
 
 pub mod admin;
@@ -23,6 +23,7 @@ pub mod probe;
 pub mod program;
 pub mod ready_wait;
 pub mod redirect;
+pub mod route;
 pub mod runtime;
 pub mod shared;
 pub mod tls;

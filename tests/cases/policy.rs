@@ -112,6 +112,7 @@ fn all() -> Policy {
         retry: Some(RetryPolicy {
             http: vec![503..=503, 502..=504],
             grpc: vec![14],
+            unanswered: false,
             limit: 3,
             per_try_timeout: Some(4 * SECOND),
             methods: RetryMethods::All,
@@ -123,6 +124,7 @@ fn all() -> Policy {
             request: Some(9 * SECOND),
             response: Some(8 * SECOND),
             idle: Some(60 * SECOND),
+            backend_request: None,
             connect: 3 * SECOND,
         },
         bulkheads: Bulkheads {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use parking_lot::Mutex;
 
 use super::token::Token;
@@ -135,6 +135,12 @@ pub fn named(fields: &impl Fields, name: &str) -> Option<Token> {
     std::str::from_utf8(cookie(fields, name)?).ok()?.parse().ok()
 }
 
+/// The endpoint that a field of a client's names, by which it was told of it before.
+#[must_use]
+pub fn in_field(fields: &impl Fields, name: &HeaderName) -> Option<Token> {
+    std::str::from_utf8(fields.get(name)?).ok()?.parse().ok()
+}
+
 /// `Set-Cookie` that keeps a client at an endpoint, for as long as given or else until its session
 /// ends (RFC 6265 §4.1). Scripts do not see it. `None` where the name is no token, which the policy
 /// does not let pass.
@@ -260,6 +266,18 @@ mod tests {
         assert_eq!(named(&headers, "remora-affinity"), Some(token(7)));
         assert_eq!(named(&sent(&["remora-affinity=; x=1"]), "remora-affinity"), None);
         assert!(!set_cookie("a", token(7), None).unwrap().to_str().unwrap().contains("Max-Age"));
+    }
+
+    #[test]
+    fn a_field_names_its_endpoint_and_nonsense_none() {
+        let name = HeaderName::from_static("x-session");
+        let sent = |value: &str| {
+            let value = HeaderValue::from_str(value).unwrap();
+            HeaderMap::from_iter([(name.clone(), value)])
+        };
+        assert_eq!(in_field(&sent(&token(7).to_string()), &name), Some(token(7)));
+        assert_eq!(in_field(&sent("7"), &name), None);
+        assert_eq!(in_field(&HeaderMap::new(), &name), None);
     }
 
     proptest! {

@@ -62,9 +62,12 @@ impl<E: AsRef<EndpointStats>> Endpoints<E> {
     }
 
     /// The position of the endpoint with a token, for [`super::pick::Wish::prefer`]; `None` where it
-    /// is gone, and where the policy has no affinity. Takes `log n`.
+    /// is gone. Takes `log n` where the policy has affinity, and `n` where only a route has it.
     #[must_use]
     pub fn find(&self, token: Token) -> Option<usize> {
+        if self.by_token.is_empty() {
+            return self.list.iter().position(|endpoint| stats(endpoint).token() == token);
+        }
         let at = self.by_token.binary_search_by_key(&token, |(known, _)| *known).ok()?;
         usize::try_from(self.by_token[at].1).ok()
     }
@@ -138,7 +141,8 @@ mod tests {
         let endpoint = Arc::new(EndpointStats::new(epoch()).named(token(1)));
         let endpoints = Endpoints::new(vec![endpoint], &policy);
         assert_eq!(endpoints.ring().unwrap().owner(7), Some(0));
-        assert_eq!(endpoints.find(token(1)), None, "nobody asked for affinity");
+        assert_eq!(endpoints.find(token(1)), Some(0), "a route may ask for affinity");
+        assert_eq!(endpoints.find(token(2)), None);
     }
 
     #[test]

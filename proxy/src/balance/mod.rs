@@ -30,7 +30,7 @@ pub mod token;
 mod window;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use endpoints::Endpoints;
 pub use stats::EndpointStats;

@@ -62,6 +62,11 @@ pub enum Affinity {
         /// How long the client keeps it; `None`: until its session ends.
         timeout: Option<Duration>,
     },
+    /// By a field that the proxy adds to responses and the client sends back (GEP-1619).
+    Header {
+        /// Its name.
+        name: HeaderName,
+    },
     /// By the address that the connection came from.
     ClientAddress {
         /// For how long after the last use.
@@ -140,6 +145,8 @@ pub struct RetryPolicy {
     pub http: Vec<RangeInclusive<u16>>,
     /// gRPC codes.
     pub grpc: Vec<u32>,
+    /// Attempts that brought no answer, whatever status stands for that.
+    pub unanswered: bool,
     /// Sends beyond the first.
     pub limit: u32,
     /// Time that one attempt may take until its response head.
@@ -159,6 +166,7 @@ impl Default for RetryPolicy {
         Self {
             http: Vec::new(),
             grpc: Vec::new(),
+            unanswered: false,
             limit: 0,
             per_try_timeout: None,
             methods: RetryMethods::default(),
@@ -208,13 +216,21 @@ pub struct TimeoutPolicy {
     pub response: Option<Duration>,
     /// Longest pause in either body.
     pub idle: Option<Duration>,
+    /// One attempt, from when it is sent to the end of its response.
+    pub backend_request: Option<Duration>,
     /// Establishing a connection, TLS included.
     pub connect: Duration,
 }
 
 impl Default for TimeoutPolicy {
     fn default() -> Self {
-        Self { request: None, response: None, idle: None, connect: Duration::from_secs(1) }
+        Self {
+            request: None,
+            response: None,
+            idle: None,
+            backend_request: None,
+            connect: Duration::from_secs(1),
+        }
     }
 }
 

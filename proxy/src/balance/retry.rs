@@ -194,7 +194,7 @@ pub fn decide(
     if attempt.sent == Sent::No {
         return decide_unsent(attempt, request.replayable);
     }
-    let Some(policy) = policy.filter(|policy| policy.covers(attempt.answer, request)) else {
+    let Some(policy) = policy.filter(|policy| policy.covers(attempt, request)) else {
         return Verdict::Stop(StopReason::NotRetryable);
     };
     if !request.replayable {
@@ -226,8 +226,11 @@ fn decide_unsent(attempt: Attempt, replayable: bool) -> Verdict {
 impl RetryPolicy {
     /// Whether such an answer to such a request is to be retried. A gRPC code that is named is
     /// retried whatever the method: naming it is the owner's say-so.
-    fn covers(&self, answer: Answer, request: Request<'_>) -> bool {
-        match answer {
+    fn covers(&self, attempt: Attempt, request: Request<'_>) -> bool {
+        if self.unanswered && attempt.sent == Sent::Maybe && self.methods.allow(request) {
+            return true;
+        }
+        match attempt.answer {
             Answer::Http(status) => {
                 let named = |range: &RangeInclusive<u16>| range.contains(&status.as_u16());
                 self.http.iter().any(named) && self.methods.allow(request)

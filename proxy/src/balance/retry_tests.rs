@@ -52,6 +52,17 @@ fn what_never_reached_an_application_is_sent_again_unasked_and_at_once() {
 }
 
 #[test]
+fn attempts_without_an_answer_are_retried_where_the_policy_says_so() {
+    let wanted = RetryPolicy { http: vec![500..=500], unanswered: true, ..policy() };
+    let broken = Attempt { sent: Sent::Maybe, ..answered(502) };
+    assert!(retries(verdict(Some(&wanted), broken, &Method::GET)));
+    assert!(!retries(verdict(Some(&wanted), broken, &Method::POST)), "it may have run");
+    assert!(!retries(verdict(Some(&wanted), answered(502), &Method::GET)), "that was an answer");
+    let without = RetryPolicy { unanswered: false, ..wanted };
+    assert!(!retries(verdict(Some(&without), broken, &Method::GET)));
+}
+
+#[test]
 fn resends_are_bounded_by_three_and_by_the_number_of_endpoints() {
     for (endpoints, allowed) in [(1, 1), (2, 2), (3, 3), (100, 3)] {
         let count =

@@ -5,6 +5,6 @@ use std::time::Instant;
 
 /// Only differences matter, so real time leaves no trace in a test.
 #[expect(clippy::disallowed_methods, reason = "an Instant cannot be made from nothing")]
-pub(super) fn epoch() -> Instant {
+pub(crate) fn epoch() -> Instant {
     Instant::now()
 }

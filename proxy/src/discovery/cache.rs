@@ -268,7 +268,7 @@ impl Discovery {
     }
 
     /// Puts an answer in force that was saved before this process began.
-    pub(super) fn restore(
+    pub(crate) fn restore(
         &self,
         target: &Target,
         update: &pb::Update,

@@ -13,15 +13,14 @@ pub mod endpoint;
 #[cfg(test)]
 mod failover_tests;
 pub mod inbound;
-mod policy;
+pub(crate) mod policy;
 mod registry;
-pub mod route;
 pub mod service;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod traffic;
-mod wire;
+pub(crate) mod wire;
 
 pub use cache::{Discovery, DiscoveryError, Limits, Resolution, Status, Target};
 pub use endpoint::Endpoint;

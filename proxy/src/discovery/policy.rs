@@ -74,7 +74,7 @@ fn hash_on(wire: &pb::HashOn) -> Result<HashOn, WireError> {
 }
 
 /// `None` where it is something that this version does not know.
-fn affinity(wire: &pb::SessionAffinity) -> Result<Option<Affinity>, WireError> {
+pub(crate) fn affinity(wire: &pb::SessionAffinity) -> Result<Option<Affinity>, WireError> {
     use pb::session_affinity::By;
     Ok(match &wire.by {
         Some(By::Cookie(by)) => Some(Affinity::Cookie {
@@ -84,10 +84,11 @@ fn affinity(wire: &pb::SessionAffinity) -> Result<Option<Affinity>, WireError> {
         Some(By::ClientAddress(by)) => Some(Affinity::ClientAddress {
             timeout: span("affinity.client_address.timeout", &by.timeout, AFFINITY_TIMEOUT)?,
         }),
-        Some(By::Header(by)) => {
-            let text = format!("{:?}: sessions by header are not known here", by.name);
-            return Err(WireError::new("affinity.header", text));
-        }
+        Some(By::Header(by)) => Some(Affinity::Header {
+            name: by.name.parse().map_err(|_| {
+                WireError::new("affinity.header", format!("{:?} is no header's name", by.name))
+            })?,
+        }),
         None => None,
     })
 }
@@ -141,7 +142,7 @@ fn breaker(policy: &pb::BreakerPolicy) -> Result<BreakerPolicy, WireError> {
     })
 }
 
-pub(super) fn retry(policy: &pb::RetryPolicy) -> Result<RetryPolicy, WireError> {
+pub(crate) fn retry(policy: &pb::RetryPolicy) -> Result<RetryPolicy, WireError> {
     let status = |n: u32| {
         u16::try_from(n)
             .ok()
@@ -159,6 +160,7 @@ pub(super) fn retry(policy: &pb::RetryPolicy) -> Result<RetryPolicy, WireError> 
     Ok(RetryPolicy {
         http,
         grpc: policy.grpc.clone(),
+        unanswered: policy.unanswered,
         limit: policy.limit,
         per_try_timeout: duration("retry.per_try_timeout", policy.per_try_timeout.as_ref())?,
         methods: methods(&policy.methods)?,
@@ -182,7 +184,7 @@ fn methods(names: &[String]) -> Result<RetryMethods, WireError> {
         .map(RetryMethods::Only)
 }
 
-pub(super) fn method(field: &'static str, name: &str) -> Result<http::Method, WireError> {
+pub(crate) fn method(field: &'static str, name: &str) -> Result<http::Method, WireError> {
     http::Method::from_bytes(name.as_bytes())
         .map_err(|_| WireError::new(field, format!("{name:?} is no HTTP method")))
 }
@@ -201,11 +203,12 @@ fn budget(policy: &pb::RetryBudget) -> Result<BudgetPolicy, WireError> {
     })
 }
 
-pub(super) fn timeouts(policy: &pb::TimeoutPolicy) -> Result<TimeoutPolicy, WireError> {
+pub(crate) fn timeouts(policy: &pb::TimeoutPolicy) -> Result<TimeoutPolicy, WireError> {
     Ok(TimeoutPolicy {
         request: duration("timeouts.request", policy.request.as_ref())?,
         response: duration("timeouts.response", policy.response.as_ref())?,
         idle: duration("timeouts.idle", policy.idle.as_ref())?,
+        backend_request: duration("timeouts.backend_request", policy.backend_request.as_ref())?,
         connect: span("timeouts.connect", &policy.connect, TimeoutPolicy::default().connect)?,
     })
 }

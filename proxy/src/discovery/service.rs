@@ -17,13 +17,15 @@ use remora_proto::v1 as pb;
 use super::{
     endpoint::Endpoint,
     policy,
-    route::Route,
     traffic::Traffic,
     wire::{self, WireError},
 };
-use crate::balance::{
-    Endpoints,
-    policy::{Policy, Prefer, Topology},
+use crate::{
+    balance::{
+        Endpoints,
+        policy::{Policy, Prefer, Topology},
+    },
+    route::{self, Route, stream::StreamRoute},
 };
 
 /// One port of a Kubernetes Service.
@@ -137,8 +139,10 @@ pub struct ServiceState {
     pub protocol: Protocol,
     /// For requests that no route matches.
     pub policy: Arc<Policy>,
-    /// In order of precedence.
-    pub routes: Arc<[Route]>,
+    /// In order of precedence; empty: all requests go to the endpoints.
+    pub routes: Arc<[Arc<Route>]>,
+    /// The same for connections that are carried as bytes.
+    pub stream_routes: Arc<[StreamRoute]>,
     /// All that can take traffic; empty: there is none. With what the policy finds them by.
     pub endpoints: Arc<Endpoints<Endpoint>>,
     /// Version on the stream it came by.
@@ -175,10 +179,17 @@ impl ServiceState {
             bad.push(error);
             before.map(|state| state.policy.clone()).unwrap_or_default()
         });
-        let routes = service.routes.iter().map(Route::try_from).collect::<Result<_, _>>();
+        let known = before.map_or(&[][..], |state| &state.routes);
+        let routes = route::parse::routes(service, &policy, (known, now), &mut bad);
+        let routes = routes.map(Into::into);
         let routes = routes.unwrap_or_else(|error| {
             bad.push(error);
             before.map(|state| state.routes.clone()).unwrap_or_default()
+        });
+        let stream_routes = route::parse::stream_routes(service, &mut bad).map(Into::into);
+        let stream_routes = stream_routes.unwrap_or_else(|error| {
+            bad.push(error);
+            before.map(|state| state.stream_routes.clone()).unwrap_or_default()
         });
         let state = Self {
             port_name: service.port_name.as_str().into(),
@@ -186,6 +197,7 @@ impl ServiceState {
             endpoints: placed(list.endpoints, &policy),
             policy,
             routes,
+            stream_routes,
             version,
         };
         (state, bad)
@@ -383,7 +395,7 @@ mod tests {
         assert_eq!((found(&after, 1), found(&after, 2)), (None, ip(2)));
         assert!(asked.endpoints.ring().is_some() && after.endpoints.ring().is_some());
         let plain = state(vec![endpoint(1, 1, 1)]);
-        assert!(plain.endpoints.ring().is_none() && found(&plain, 1).is_none());
+        assert!(plain.endpoints.ring().is_none());
     }
 
     #[test]
@@ -458,6 +470,22 @@ mod tests {
             ..Default::default()
         };
         assert!(before.with_delta(&delta, now()).0.endpoints.is_empty());
+    }
+
+    #[test]
+    fn routes_that_cannot_be_read_stay_as_they_were_and_endpoints_follow() {
+        let service = |method: &str, endpoints| {
+            let wanted = pb::RouteMatch { method: method.to_owned(), ..Default::default() };
+            let route = pb::Route { matches: vec![wanted], ..Default::default() };
+            pb::Service { routes: vec![route], endpoints, ..Default::default() }
+        };
+        let (before, bad) = ServiceState::from_snapshot(None, &service("GET", vec![]), 1, now());
+        assert!(bad.is_empty());
+        let broken = service("G T", vec![endpoint(1, 1, 1)]);
+        let (after, bad) = ServiceState::from_snapshot(Some(&before), &broken, 2, now());
+        assert_eq!(bad.len(), 1);
+        assert!(Arc::ptr_eq(&before.routes[0], &after.routes[0]));
+        assert_eq!(after.endpoints.len(), 1);
     }
 
     #[test]

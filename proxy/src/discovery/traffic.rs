@@ -45,9 +45,86 @@ pub struct Traffic {
     pub cursor: AtomicUsize,
     /// Which endpoint each client had, for affinity by address.
     pub clients: Clients,
-    budget: ArcSwapOption<Budget>,
+    budget: Purse,
     bulkhead: ArcSwapOption<Bulkhead>,
+}
+
+/// What one route has seen of this proxy's traffic; it outlives changes of the route.
+#[derive(Debug)]
+pub struct RouteTraffic {
+    /// HTTP requests that took it.
+    pub requests: AtomicU64,
+    /// Requests that were refused on purpose.
+    pub aborted: AtomicU64,
+    /// Requests that were held up on purpose.
+    pub delayed: AtomicU64,
+    /// Copies by what became of them, in the order of [`Mirrored::WORDS`].
+    pub mirrored: [AtomicU64; Mirrored::WORDS.len()],
+    budget: Purse,
+}
+
+/// What became of a copy of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mirrored {
+    /// It was answered.
+    Answered,
+    /// It was not.
+    Failed,
+    /// Its body was too long, or still on its way.
+    TooLarge,
+    /// As many were under way as may be.
+    Busy,
+}
+
+impl Mirrored {
+    /// For metrics.
+    pub const WORDS: [&str; 4] = ["answered", "failed", "too-large", "busy"];
+}
+
+/// A retry budget, made anew when its policy changes.
+#[derive(Debug)]
+struct Purse {
+    budget: ArcSwapOption<Budget>,
     since: Instant,
+}
+
+impl Purse {
+    fn new(now: Instant) -> Self {
+        Self { budget: ArcSwapOption::empty(), since: now }
+    }
+
+    fn get(&self, wanted: BudgetPolicy) -> Arc<Budget> {
+        if let Some(budget) = self.budget.load_full().filter(|budget| budget.policy() == wanted) {
+            return budget;
+        }
+        let fresh = Arc::new(Budget::new(wanted, self.since));
+        self.budget.store(Some(Arc::clone(&fresh)));
+        fresh
+    }
+}
+
+impl RouteTraffic {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            aborted: AtomicU64::new(0),
+            delayed: AtomicU64::new(0),
+            mirrored: Default::default(),
+            budget: Purse::new(now),
+        }
+    }
+
+    /// The retry budget of the route's requests.
+    pub fn budget(&self, wanted: BudgetPolicy) -> Arc<Budget> {
+        self.budget.get(wanted)
+    }
+
+    /// Counts a copy.
+    pub fn mirrored(&self, what: Mirrored) {
+        self.mirrored[what as usize].fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Traffic {
@@ -66,9 +143,8 @@ impl Traffic {
             latency: Latency::new(),
             cursor: AtomicUsize::new(0),
             clients: Clients::default(),
-            budget: ArcSwapOption::empty(),
+            budget: Purse::new(now),
             bulkhead: ArcSwapOption::empty(),
-            since: now,
         }
     }
 
@@ -79,15 +155,8 @@ impl Traffic {
     }
 
     /// The retry budget; made anew when its policy changes.
-    pub fn budget(&self, policy: &Policy) -> Arc<Budget> {
-        let wanted: BudgetPolicy =
-            policy.retry.as_ref().map_or_else(Default::default, |r| r.budget);
-        if let Some(budget) = self.budget.load_full().filter(|budget| budget.policy() == wanted) {
-            return budget;
-        }
-        let fresh = Arc::new(Budget::new(wanted, self.since));
-        self.budget.store(Some(Arc::clone(&fresh)));
-        fresh
+    pub fn budget(&self, wanted: BudgetPolicy) -> Arc<Budget> {
+        self.budget.get(wanted)
     }
 
     /// The bulkheads; made anew when their policy changes, and then what is under way does not count

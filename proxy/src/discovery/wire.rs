@@ -18,19 +18,19 @@ pub struct WireError {
 }
 
 impl WireError {
-    pub(super) fn new(field: &'static str, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
     }
 }
 
-pub(super) fn port(field: &'static str, port: u32) -> Result<u16, WireError> {
+pub(crate) fn port(field: &'static str, port: u32) -> Result<u16, WireError> {
     match u16::try_from(port) {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(WireError::new(field, format!("port {port} is not between 1 and 65535"))),
     }
 }
 
-pub(super) fn address(
+pub(crate) fn address(
     field: &'static str,
     address: Option<&pb::SocketAddress>,
 ) -> Result<SocketAddr, WireError> {
@@ -46,7 +46,7 @@ pub(super) fn address(
     Ok(SocketAddr::new(ip, port(field, address.port)?))
 }
 
-pub(super) fn to_wire(address: SocketAddr) -> pb::SocketAddress {
+pub(crate) fn to_wire(address: SocketAddr) -> pb::SocketAddress {
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -55,7 +55,7 @@ pub(super) fn to_wire(address: SocketAddr) -> pb::SocketAddress {
 }
 
 /// A duration that is not negative; absent stays absent.
-pub(super) fn duration(
+pub(crate) fn duration(
     field: &'static str,
     duration: Option<&prost_types::Duration>,
 ) -> Result<Option<Duration>, WireError> {
@@ -68,7 +68,7 @@ pub(super) fn duration(
 }
 
 /// A share from 0 to 1.
-pub(super) fn ratio(field: &'static str, ratio: f64) -> Result<f64, WireError> {
+pub(crate) fn ratio(field: &'static str, ratio: f64) -> Result<f64, WireError> {
     if (0.0..=1.0).contains(&ratio) {
         return Ok(ratio);
     }

@@ -1,7 +1,7 @@
 //! Answers that the proxy makes itself: the one place where errors become responses.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use remora_core::names::headers::PROXY_ERROR;
 
 use crate::{error::Error, fields::Fields};
@@ -16,11 +16,7 @@ pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
     let headers = response.headers_mut();
     headers.insert(HeaderName::from_static(PROXY_ERROR), reason);
     if grpc {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(error.grpc_status()));
-        if let Ok(message) = HeaderValue::try_from(grpc_message(&error.to_string())) {
-            headers.insert("grpc-message", message);
-        }
+        self::grpc(headers, error.grpc_status(), &error.to_string());
         return response;
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -29,6 +25,15 @@ pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
     }
     *response.status_mut() = error.status();
     response
+}
+
+/// Makes a head one that says how a gRPC call ended, without messages.
+pub fn grpc(headers: &mut HeaderMap, code: u32, message: &str) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(code));
+    if let Ok(message) = HeaderValue::try_from(grpc_message(message)) {
+        headers.insert("grpc-message", message);
+    }
 }
 
 /// Percent-encodes as gRPC's `Status-Message` wants it.

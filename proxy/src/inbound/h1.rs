@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     error::{Error, Sent},
+    fields::FieldsMut,
     http::{
         answer::is_grpc,
         h1::{

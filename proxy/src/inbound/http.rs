@@ -48,6 +48,7 @@ impl Requests {
         tracing::debug!(%error, "request failed");
         let now = Instant::now();
         let failed = Failed {
+            route: None,
             direction: Direction::Inbound,
             target: &arrival.app.to_string(),
             method: facts.method,

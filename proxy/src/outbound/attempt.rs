@@ -16,6 +16,7 @@ use super::{
     Outbound, Snapshot, Upstream,
     call::{Answer, Bounds, Call, Deadline, NoAnswer, Via},
     places::{NoPlace, Places},
+    snapshot::Mark,
     verdict,
 };
 use crate::{
@@ -60,8 +61,8 @@ pub(super) struct Taken<A> {
     pub(super) places: Places,
     /// Held until the response's end.
     pub(super) permit: Option<Permit>,
-    /// What keeps the client at this endpoint, where that is done by a cookie.
-    pub(super) cookie: Option<HeaderValue>,
+    /// What keeps the client at this endpoint, where that is done by something in the response.
+    pub(super) mark: Option<Mark>,
 }
 
 /// What an attempt brought.
@@ -87,15 +88,14 @@ struct Unanswered {
 }
 
 impl<'a> Exchange<'a> {
-    /// `patience` is the client's own bound on the whole request.
+    /// `snapshot` is one of `upstream`; `patience` is the client's own bound on the whole request.
     pub(super) fn new(
         outbound: &'a Arc<Outbound>,
-        upstream: &'a Arc<Upstream>,
+        (upstream, snapshot): (&'a Arc<Upstream>, Snapshot),
         (client, started): (IpAddr, Instant),
         patience: Option<Duration>,
     ) -> Self {
-        let snapshot = upstream.snapshot();
-        let owner = snapshot.policy.timeouts.request.map(|bound| (bound, false));
+        let owner = snapshot.timeouts().request.map(|bound| (bound, false));
         let bound = [owner, patience.map(|bound| (bound, true))].into_iter().flatten().min();
         let deadline =
             bound.map(|(bound, by_client)| Deadline { at: started + bound, bound, by_client });
@@ -110,8 +110,8 @@ impl<'a> Exchange<'a> {
     ) -> Result<Taken<C::Answer>, NoAnswer> {
         let traffic = self.upstream.traffic();
         traffic.requests.fetch_add(1, Ordering::Relaxed);
-        if self.snapshot.policy.retry.is_some() {
-            traffic.budget(&self.snapshot.policy).deposit(self.started.into_std());
+        if let Some(budget) = self.snapshot.budget(self.upstream) {
+            budget.deposit(self.started.into_std());
         }
         let places = Places::of(self.upstream, &self.snapshot);
         let deadline = self.deadline.map(|deadline| deadline.at);
@@ -134,8 +134,8 @@ impl<'a> Exchange<'a> {
                     self.count_stop(why, sends.retries);
                     return match result {
                         Ok(Answered { answer, guard }) => {
-                            let cookie = self.keep(call.fields(), guard.endpoint());
-                            Ok(Taken { answer, guard, places, permit, cookie })
+                            let mark = self.keep(call.fields(), guard.endpoint());
+                            Ok(Taken { answer, guard, places, permit, mark })
                         }
                         Err(failed) => {
                             self.record(facts, &failed.why, &tried);
@@ -171,14 +171,20 @@ impl<'a> Exchange<'a> {
     }
 
     /// Remembers which endpoint the client got, for its next request.
-    fn keep(&self, fields: &impl Fields, endpoint: &Endpoint) -> Option<HeaderValue> {
+    fn keep(&self, fields: &impl Fields, endpoint: &Endpoint) -> Option<Mark> {
         let token = endpoint.stats.token();
-        match self.snapshot.policy.affinity.as_ref()? {
+        match self.snapshot.affinity()? {
             Affinity::Cookie { name, timeout } => {
                 // A cookie that ends by itself is set anew, so that it ends that long after its last
                 // use.
                 let known = timeout.is_none() && affinity::named(fields, name) == Some(token);
-                if known { None } else { affinity::set_cookie(name, token, *timeout) }
+                let cookie = || affinity::set_cookie(name, token, *timeout);
+                if known { None } else { cookie().map(Mark::Cookie) }
+            }
+            // It comes with every response: a client may know the last one only.
+            Affinity::Header { name } => {
+                let value = HeaderValue::try_from(token.to_string()).ok()?;
+                Some(Mark::Field(name.clone(), value))
             }
             Affinity::ClientAddress { timeout } => {
                 let now = Instant::now().into_std();
@@ -229,16 +235,19 @@ impl<'a> Exchange<'a> {
     }
 
     fn bounds(&self, sends: Sends, now: Instant) -> Bounds {
-        let policy = &self.snapshot.policy;
-        let per_try = policy.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        let timeouts = self.snapshot.timeouts();
+        let by = |bound: Duration| (now + bound, bound);
+        let per_try = self.snapshot.retry().and_then(|retry| retry.per_try_timeout).map(by);
+        let whole = timeouts.backend_request.map(by);
         Bounds {
             earlier: sends.retries + sends.resends,
             retries: sends.retries,
-            connect: policy.timeouts.connect,
-            attempt: per_try.map(|bound| (now + bound, bound)),
-            response: policy.timeouts.response,
-            idle: policy.timeouts.idle,
+            connect: timeouts.connect,
+            attempt: [per_try, whole].into_iter().flatten().min(),
+            response: timeouts.response,
+            idle: timeouts.idle,
             deadline: self.deadline,
+            whole,
         }
     }
 
@@ -251,7 +260,7 @@ impl<'a> Exchange<'a> {
             let known = tried.iter().any(|t| std::ptr::eq(Arc::as_ptr(t), endpoint));
             if known { Tried::Avoid } else { Tried::No }
         };
-        let Snapshot { policy, endpoints } = &self.snapshot;
+        let Snapshot { policy, endpoints, .. } = &self.snapshot;
         let now = Instant::now().into_std();
         let wish = self.upstream.wish(&self.snapshot, Some(fields), self.client, now);
         let mut rng = self.outbound.rng.lock();
@@ -266,7 +275,7 @@ impl<'a> Exchange<'a> {
         facts: Facts<'_>,
         sends: Sends,
     ) -> (Verdict, Pushback) {
-        let policy = self.snapshot.policy.retry.as_ref();
+        let policy = self.snapshot.retry();
         let stop = (Verdict::Stop(StopReason::NotRetryable), Pushback::None);
         let (sent, answer, pushback) = match result {
             Ok(_) if policy.is_none() => return stop,
@@ -295,7 +304,7 @@ impl<'a> Exchange<'a> {
             replayable: call.is_replayable(),
         };
         let now = Instant::now().into_std();
-        let budget = policy.map(|_| self.upstream.traffic().budget(&self.snapshot.policy));
+        let budget = self.snapshot.budget(self.upstream);
         let mut rng = self.outbound.rng.lock();
         let budget = budget.as_deref();
         (retry::decide(policy, request, attempt, budget, now, &mut rng), pushback)
@@ -315,6 +324,7 @@ impl<'a> Exchange<'a> {
         let failed = Failed {
             direction: Direction::Outbound,
             target: &target,
+            route: self.snapshot.route(),
             method: facts.method,
             path: facts.path,
             elapsed: self.started.elapsed(),

@@ -107,6 +107,8 @@ pub(super) struct Bounds {
     pub(super) idle: Option<Duration>,
     /// When the whole response must be there.
     pub(super) deadline: Option<Deadline>,
+    /// When the whole response to this send must be there.
+    pub(super) whole: Option<(Instant, Duration)>,
 }
 
 impl Bounds {
@@ -115,6 +117,12 @@ impl Bounds {
         let until = [self.attempt.map(|(at, _)| at), self.deadline.map(|deadline| deadline.at)];
         let left = until.into_iter().flatten().map(|at| at.saturating_duration_since(now));
         left.min().map_or(self.connect, |left| left.min(self.connect))
+    }
+
+    /// When the whole response must be there, once its head is.
+    pub(super) fn end(&self) -> Option<Deadline> {
+        let whole = self.whole.map(|(at, bound)| Deadline { at, bound, by_client: false });
+        [self.deadline, whole].into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
 
     /// What a failed dial is to the request: where its own time is over, that.

@@ -1,17 +1,24 @@
 //! HTTP/1 requests of the application. The whole exchange runs on the task of its connection.
 
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc};
 
+use bytes::Bytes;
 use http::StatusCode;
 use remora_core::names::headers::ATTEMPT;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
 
 use super::{
-    Upstream,
+    Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
     call::{Answer, Bounds, Call, NoAnswer, Via},
     dial::{Connected, Key},
     http::Requests,
+    mirror::{self, Nobody},
+    routed::{Arrived, Changes, Course},
     verdict,
 };
 use crate::{
@@ -36,11 +43,14 @@ use crate::{
 };
 
 /// The request and the client's side of it.
-struct H1Call<'a> {
-    requests: &'a Requests,
-    client: &'a mut Wire<TcpStream>,
+struct H1Call<'a, C> {
+    outbound: &'a Arc<Outbound>,
+    upstream: &'a Upstream,
+    client: &'a mut Wire<C>,
     request: &'a RequestHead,
     upload: Transfer,
+    /// What a route still does to the response.
+    changes: Option<&'a Changes>,
 }
 
 /// A response's head, and the connection that its body comes from.
@@ -59,18 +69,33 @@ impl Handler<TcpStream> for Requests {
         let upload = exchange::upload(&request);
         let upstream = match self.upstream().await {
             Ok(upstream) => upstream,
-            Err(error) => return self.answer(client, &request, &upload, &error, grpc).await,
-        };
-        let exchange = Exchange::new(&self.outbound, &upstream, (self.client, started), None);
-        let facts = Facts { method: &request.method, path: request.path(), grpc };
-        let mut call = H1Call { requests: self, client, request: &request, upload };
-        match exchange.run(&mut call, facts).await {
-            Ok(taken) => call.finish(&exchange, &upstream, taken, facts).await,
-            Err(why) => {
-                let H1Call { client, upload, .. } = call;
-                let Some(error) = why.into_error() else { return After::Break };
-                self.answer(client, &request, &upload, &error, grpc).await
+            Err(error) => {
+                let response = self.outbound.failed(&self.last(), &error, grpc);
+                let draining = self.outbound.drain.is_draining();
+                return server::answer(client, &request, &upload, &response, draining).await;
             }
+        };
+        let snapshot = upstream.snapshot();
+        if snapshot.routes.is_some() {
+            // Boxed, since most Services have none.
+            let arrived = Arrived { started, grpc, copied: !request.leaves_http() };
+            let sides = (client, request, upload);
+            return Box::pin(self.routed(sides, (&upstream, snapshot), arrived)).await;
+        }
+        let from = (self.client, started);
+        let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
+        let facts = Facts { method: &request.method, path: request.path(), grpc };
+        let mut call = H1Call {
+            outbound: &self.outbound,
+            upstream: &upstream,
+            client,
+            request: &request,
+            upload,
+            changes: None,
+        };
+        match exchange.run(&mut call, facts).await {
+            Ok(taken) => call.finish(&exchange, taken, facts).await,
+            Err(why) => call.give(why, grpc).await,
         }
     }
 
@@ -81,17 +106,80 @@ impl Handler<TcpStream> for Requests {
 }
 
 impl Requests {
-    async fn answer(
+    /// Answers a request of a Service that has routes.
+    async fn routed(
         &self,
-        client: &mut Wire<TcpStream>,
-        request: &RequestHead,
-        upload: &Transfer,
-        error: &Error,
-        grpc: bool,
+        (client, mut request, upload): (&mut Wire<TcpStream>, RequestHead, Transfer),
+        (upstream, snapshot): (&Arc<Upstream>, Snapshot),
+        arrived: Arrived,
     ) -> After {
-        let response = self.failed(error, grpc);
-        let draining = self.outbound.drain.is_draining();
-        server::answer(client, request, upload, &response, draining).await
+        let routes = snapshot.routes.as_deref().unwrap_or_default();
+        // It may take long on purpose; meanwhile the client may go.
+        let course = tokio::select! {
+            biased;
+            course = self.course((upstream, routes), &mut request, arrived) => course,
+            () = poll_fn(|cx| client.poll_gone(cx)) => return After::Break,
+        };
+        let going = match course {
+            Course::Go(going) => going,
+            Course::Answer(response) => {
+                let draining = self.outbound.drain.is_draining();
+                return server::answer(client, &request, &upload, &response, draining).await;
+            }
+        };
+        let (upstream, changes) = (&going.upstream, &going.changes);
+        let from = (self.client, arrived.started);
+        let exchange = Exchange::new(&self.outbound, (upstream, going.snapshot()), from, None);
+        let grpc = arrived.grpc;
+        let facts = Facts { method: &request.method, path: request.path(), grpc };
+        let mut call = H1Call {
+            outbound: &self.outbound,
+            upstream,
+            client,
+            request: &request,
+            upload,
+            changes: Some(changes),
+        };
+        let answered = exchange.run(&mut call, facts).await;
+        if !going.copies.is_empty() {
+            let body = call.upload.kept().filter(|_| call.upload.is_done());
+            let body = body.map(Bytes::copy_from_slice);
+            self.outbound.mirror(changes.route(), going.copies, body, send_copy);
+        }
+        match answered {
+            Ok(taken) => call.finish(&exchange, taken, facts).await,
+            Err(why) => call.give(why, grpc).await,
+        }
+    }
+}
+
+/// Sends a copy of a request and reads over what comes back; says whether that was a response.
+async fn send_copy(
+    outbound: Arc<Outbound>,
+    upstream: Arc<Upstream>,
+    mut request: RequestHead,
+    body: Bytes,
+) -> bool {
+    let started = Instant::now();
+    request.copied(&body);
+    let mut client = Wire::new(Nobody, body.to_vec());
+    let from = (mirror::NOWHERE, started);
+    let snapshot = mirror::snapshot(&upstream);
+    let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);
+    let grpc = is_grpc(&request.fields);
+    let facts = Facts { method: &request.method, path: request.path(), grpc };
+    let upload = exchange::upload(&request);
+    let mut call = H1Call {
+        outbound: &outbound,
+        upstream: &upstream,
+        client: &mut client,
+        request: &request,
+        upload,
+        changes: None,
+    };
+    match exchange.run(&mut call, facts).await {
+        Ok(taken) => call.finish(&exchange, taken, facts).await != After::Break,
+        Err(_) => false,
     }
 }
 
@@ -106,12 +194,12 @@ impl From<Bounds> for Patience {
     }
 }
 
-impl Call for H1Call<'_> {
+impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_, C> {
     type Answer = H1Answer;
 
     async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H1Answer, NoAnswer> {
         let bounds = via.bounds;
-        let outbound = &self.requests.outbound;
+        let outbound = self.outbound;
         let key = Key(Arc::clone(endpoint));
         let (mut wire, idle) = match outbound.idle.take(&key, Instant::now()) {
             Some((wire, idle)) => (wire, Some(idle)),
@@ -158,7 +246,7 @@ impl Call for H1Call<'_> {
         if head.is_at_hand(&wire) && self.upload.is_done() {
             wire.discard_input();
             let key = Key(Arc::clone(endpoint));
-            let idle = &self.requests.outbound.idle;
+            let idle = &self.outbound.idle;
             idle.give_back(&key, wire, head.kept_for, Instant::now());
         }
     }
@@ -178,12 +266,12 @@ impl Answer for H1Answer {
     }
 }
 
-impl H1Call<'_> {
+impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     /// Boxed, since the future is large and rarely needed.
     async fn dial(&self, endpoint: &Endpoint, via: Via<'_>) -> Result<Connected, NoAnswer> {
         let within = via.bounds.connect_within(Instant::now());
         let places = (via.places, via.snapshot);
-        let dial = Box::pin(self.requests.outbound.dial(endpoint, Alpn::H1, places, within));
+        let dial = Box::pin(self.outbound.dial(endpoint, Alpn::H1, places, within));
         dial.await.map_err(|error| via.bounds.dial_failed(Instant::now(), error))
     }
 
@@ -191,24 +279,26 @@ impl H1Call<'_> {
     async fn finish(
         mut self,
         exchange: &Exchange<'_>,
-        upstream: &Upstream,
         taken: Taken<H1Answer>,
         facts: Facts<'_>,
     ) -> After {
         // The permit lives to the end of this function.
-        let Taken { answer, mut guard, places, permit: _permit, cookie } = taken;
+        let Taken { answer, mut guard, places, permit: _permit, mark } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc);
         let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
-        upstream.traffic().responded(head.status);
+        self.upstream.traffic().responded(head.status);
         if guard.endpoint().identity.is_none() {
             // Only a proxy of ours may say what our headers say.
             head.fields.strip_ours();
         }
-        if let Some(cookie) = cookie {
-            head.fields.add("Set-Cookie", cookie.as_bytes());
+        if let Some(mark) = mark {
+            mark.write(&mut head.fields);
+        }
+        if let Some(changes) = self.changes {
+            changes.apply(&mut head.fields);
         }
         exchange.begun(&mut guard, sent_at, outcome);
-        let outbound = &self.requests.outbound;
+        let outbound = self.outbound;
         let sides = (&mut *self.client, &mut wire);
         if head.leaves_http {
             exchange.report(&mut guard, sent_at, Outcome::Success);
@@ -223,13 +313,14 @@ impl H1Call<'_> {
         let (last, kept_for) = (outbound.drain.is_draining(), head.kept_for);
         let request = self.request;
         let upload = &mut self.upload;
+        let bounds = Bounds { deadline: bounds.end(), ..bounds };
         match exchange::answer(sides, request, head, upload, bounds.into(), last).await {
             Ending::Complete { client, upstream: reusable } => {
                 exchange.report(&mut guard, sent_at, Outcome::Success);
                 let now = Instant::now();
                 let endpoint = guard.endpoint();
                 endpoint.latency.record(now - exchange.started);
-                upstream.traffic().latency.record(now - exchange.started);
+                self.upstream.traffic().latency.record(now - exchange.started);
                 if reusable && !places.starved() {
                     outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
                 }
@@ -271,12 +362,23 @@ impl H1Call<'_> {
         begun: bool,
     ) -> After {
         exchange.record_error(facts, &error, &[]);
-        let Self { requests, client, request, upload } = self;
         if begun {
-            requests.outbound.error(error.reason());
+            self.outbound.error(error.reason());
             return After::Break;
         }
-        requests.answer(client, request, &upload, &error, facts.grpc).await
+        self.give(error.into(), facts.grpc).await
+    }
+
+    /// Gives the client an answer of ours in the place of a response.
+    async fn give(self, why: NoAnswer, grpc: bool) -> After {
+        let Self { outbound, upstream, client, request, upload, changes } = self;
+        let Some(error) = why.into_error() else { return After::Break };
+        let mut response = outbound.failed(upstream, &error, grpc);
+        if let Some(changes) = changes {
+            changes.apply(response.headers_mut());
+        }
+        let draining = outbound.drain.is_draining();
+        server::answer(client, request, &upload, &response, draining).await
     }
 }
 

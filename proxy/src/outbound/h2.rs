@@ -17,13 +17,15 @@ use remora_core::names::headers::ATTEMPT;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
-    Snapshot,
+    Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
     call::{Answer, Bounds, Call, NoAnswer, Via},
     deadline,
     dial::Key,
     done::Done,
     http::Requests,
+    mirror,
+    routed::{Arrived, Changes, Course},
     verdict,
 };
 use crate::{
@@ -51,6 +53,8 @@ use crate::{
     tls::Alpn,
 };
 
+/// Nobody hears it.
+const GONE: Error = Error::BadRequest("the client went away");
 /// How long trailers may take to follow a head whose call could be retried for them.
 const LOOK_AHEAD: Duration = Duration::from_millis(10);
 
@@ -59,7 +63,7 @@ static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rp
 
 /// The request and what is needed to send it once more.
 struct H2Call<'a> {
-    requests: &'a Requests,
+    outbound: &'a Arc<Outbound>,
     parts: &'a request::Parts,
     body: Option<Replay>,
     grpc: bool,
@@ -72,6 +76,7 @@ struct H2Answer {
     /// What was read ahead of its body.
     first: Option<Frame<Bytes>>,
     connection: Connection,
+    bounds: Bounds,
     sent_at: Instant,
 }
 
@@ -88,7 +93,10 @@ pub(super) async fn handle(
             requests.outbound.error(Reason::UpstreamReset);
             Err(code.into())
         }
-        Err(error) => Ok(requests.failed(&error, grpc).map(ResponseBody::made)),
+        Err(error) => {
+            let response = requests.outbound.failed(&requests.last(), &error, grpc);
+            Ok(response.map(ResponseBody::made))
+        }
     }
 }
 
@@ -102,19 +110,115 @@ async fn forward(
     let stream = requests.outbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     let upstream = requests.upstream().await?;
     strip_ours(request.headers_mut());
+    let snapshot = upstream.snapshot();
+    if snapshot.routes.is_some() {
+        // Boxed, since most Services have none.
+        let copied = request.method() != Method::CONNECT;
+        let arrived = Arrived { started, grpc, copied };
+        return Box::pin(routed(requests, request, (&upstream, snapshot), stream, arrived)).await;
+    }
     let connect = request.method() == Method::CONNECT;
     let downstream = connect.then(|| hyper::upgrade::on(&mut request));
     let patience = grpc.then(|| deadline::read(request.headers())).flatten();
-    let exchange =
-        Exchange::new(&requests.outbound, &upstream, (requests.client, started), patience);
+    let from = (requests.client, started);
+    let exchange = Exchange::new(&requests.outbound, (&upstream, snapshot), from, patience);
     let (parts, body) = request.into_parts();
     let body = (!body.is_end_stream()).then(|| Replay::new(body));
-    let mut call = H2Call { requests, parts: &parts, body, grpc, grpc_timeout: patience.is_some() };
+    let mut call = H2Call {
+        outbound: &requests.outbound,
+        parts: &parts,
+        body,
+        grpc,
+        grpc_timeout: patience.is_some(),
+    };
     let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
     match exchange.run(&mut call, facts).await {
-        Ok(taken) => Ok(finish(&exchange, taken, facts, (call.body.take(), stream), downstream)),
-        Err(why) => Err(why.into_error().unwrap_or(Error::BadRequest("the client went away"))),
+        Ok(taken) => {
+            let rest = (call.body.take(), stream);
+            Ok(finish(&exchange, taken, facts, rest, (downstream, None)))
+        }
+        Err(why) => Err(why.into_error().unwrap_or(GONE)),
     }
+}
+
+/// Answers a request of a Service that has routes.
+async fn routed(
+    requests: &Requests,
+    mut request: Request<Incoming>,
+    (upstream, snapshot): (&Arc<Upstream>, Snapshot),
+    stream: Stream,
+    arrived: Arrived,
+) -> Result<Response<ResponseBody<Done>>, Error> {
+    let routes = snapshot.routes.as_deref().unwrap_or_default();
+    let connect = request.method() == Method::CONNECT;
+    let downstream = connect.then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    let going = match requests.course((upstream, routes), &mut parts, arrived).await {
+        Course::Answer(response) => return Ok(response.map(ResponseBody::made)),
+        Course::Go(going) => going,
+    };
+    let grpc = arrived.grpc;
+    let patience = grpc.then(|| deadline::read(&parts.headers)).flatten();
+    let from = (requests.client, arrived.started);
+    let snapshot = going.snapshot();
+    let exchange = Exchange::new(&requests.outbound, (&going.upstream, snapshot), from, patience);
+    let body = (!body.is_end_stream()).then(|| Replay::new(body));
+    let mut call = H2Call {
+        outbound: &requests.outbound,
+        parts: &parts,
+        body,
+        grpc,
+        grpc_timeout: patience.is_some(),
+    };
+    let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
+    let answered = exchange.run(&mut call, facts).await;
+    let changes = &going.changes;
+    if !going.copies.is_empty() {
+        let body = match &call.body {
+            None => Some(None),
+            Some(body) => body.copied().map(Some),
+        };
+        requests.outbound.mirror(changes.route(), going.copies, body, send_copy);
+    }
+    match answered {
+        Ok(taken) => {
+            let rest = (call.body.take(), stream);
+            Ok(finish(&exchange, taken, facts, rest, (downstream, Some(changes))))
+        }
+        Err(why) => match why.into_error().unwrap_or(GONE) {
+            reset @ Error::StreamReset { .. } => Err(reset),
+            error => {
+                let mut response = requests.outbound.failed(&going.upstream, &error, grpc);
+                changes.apply(response.headers_mut());
+                Ok(response.map(ResponseBody::made))
+            }
+        },
+    }
+}
+
+/// Sends a copy of a request and reads over what comes back; says whether that was a response.
+async fn send_copy(
+    outbound: Arc<Outbound>,
+    upstream: Arc<Upstream>,
+    parts: request::Parts,
+    body: Option<Replay>,
+) -> bool {
+    let Some(stream) = outbound.admission.stream() else { return false };
+    let from = (mirror::NOWHERE, Instant::now());
+    let snapshot = mirror::snapshot(&upstream);
+    let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);
+    let grpc = is_grpc(&parts.headers);
+    let mut call = H2Call { outbound: &outbound, parts: &parts, body, grpc, grpc_timeout: false };
+    let facts = Facts { method: &parts.method, path: parts.uri.path(), grpc };
+    let Ok(taken) = exchange.run(&mut call, facts).await else { return false };
+    let rest = (call.body.take(), stream);
+    let mut body = finish(&exchange, taken, facts, rest, (None, None)).into_body();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        if frame.is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Hands the response on; its body's end closes the books.
@@ -123,22 +227,25 @@ fn finish(
     taken: Taken<H2Answer>,
     facts: Facts<'_>,
     (request, stream): (Option<Replay>, Stream),
-    downstream: Option<OnUpgrade>,
+    (downstream, changes): (Option<OnUpgrade>, Option<&Changes>),
 ) -> Response<ResponseBody<Done>> {
-    let Taken { answer, mut guard, permit, cookie, .. } = taken;
+    let Taken { answer, mut guard, permit, mark, .. } = taken;
     let decided = verdict::outcome(&answer, facts.grpc);
-    let H2Answer { mut response, first, connection, sent_at } = answer;
+    let H2Answer { mut response, first, connection, bounds, sent_at } = answer;
     exchange.upstream.traffic().responded(response.status());
     // Only a proxy of ours may say what our headers say.
     let proxy = guard.endpoint().identity.is_some();
     if !proxy {
         strip_ours(response.headers_mut());
     }
-    if let Some(cookie) = cookie {
-        response.headers_mut().append(http::header::SET_COOKIE, cookie);
+    if let Some(mark) = mark {
+        mark.write(response.headers_mut());
+    }
+    if let Some(changes) = changes {
+        changes.apply(response.headers_mut());
     }
     exchange.begun(&mut guard, sent_at, decided);
-    let idle = exchange.snapshot.policy.timeouts.idle;
+    let (end, idle) = (bounds.end(), bounds.idle);
     let mut done = Done {
         outbound: Arc::clone(exchange.outbound),
         upstream: Arc::clone(exchange.upstream),
@@ -150,7 +257,7 @@ fn finish(
         started: exchange.started,
         rtt: sent_at.elapsed(),
         undecided: decided.is_none(),
-        impatient: exchange.deadline.is_some_and(|deadline| deadline.by_client),
+        impatient: end.is_some_and(|deadline| deadline.by_client),
     };
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
         exchange.report(&mut done.guard, sent_at, Outcome::Success);
@@ -158,8 +265,7 @@ fn finish(
         tunnel(downstream, upstream, idle, done);
         return response.map(|_| ResponseBody::made(Bytes::new()));
     }
-    let deadline = exchange.deadline.map(|deadline| deadline.at);
-    let bounds = body::Bounds::new(deadline, idle, request);
+    let bounds = body::Bounds::new(end.map(|deadline| deadline.at), idle, request);
     let from = body::Origin { grpc: facts.grpc, proxy };
     response.map(|body| ResponseBody::upstream((first, body), done, from).bounded(bounds))
 }
@@ -183,7 +289,7 @@ impl Call for H2Call<'_> {
 
     async fn send(&mut self, endpoint: &Arc<Endpoint>, via: Via<'_>) -> Result<H2Answer, NoAnswer> {
         let bounds = via.bounds;
-        let outbound = &self.requests.outbound;
+        let outbound = self.outbound;
         let key = Key(Arc::clone(endpoint));
         let mut connection = match outbound.shared.get(&key) {
             Some(connection) => connection,
@@ -212,7 +318,7 @@ impl Call for H2Call<'_> {
             true => Box::pin(self.in_time(look_ahead(endpoint, &mut response), bounds)).await??,
             false => None,
         };
-        Ok(H2Answer { response, first, connection, sent_at })
+        Ok(H2Answer { response, first, connection, bounds, sent_at })
     }
 
     fn fields(&self) -> &impl Fields {
@@ -349,7 +455,7 @@ impl H2Call<'_> {
         bounds: Bounds,
         snapshot: &Snapshot,
     ) -> bool {
-        let policy = snapshot.policy.retry.as_ref();
+        let policy = snapshot.retry();
         self.grpc
             && policy.is_some_and(|retry| !retry.grpc.is_empty() && bounds.retries < retry.limit)
             && self.is_replayable()

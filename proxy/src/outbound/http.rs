@@ -57,12 +57,19 @@ impl Requests {
         Ok(upstream)
     }
 
-    /// Counts a request that the proxy answers itself, and makes the answer.
-    pub(super) fn failed(&self, error: &Error, grpc: bool) -> Response<Bytes> {
-        self.outbound.error(error.reason());
-        tracing::debug!(%error, target = ?self.target, "request failed");
+    /// The upstream as it was last found.
+    pub(super) fn last(&self) -> Arc<Upstream> {
+        self.upstream.load_full()
+    }
+}
+
+impl Outbound {
+    /// Counts a request to an upstream that the proxy answers itself, and makes the answer.
+    pub(super) fn failed(&self, upstream: &Upstream, error: &Error, grpc: bool) -> Response<Bytes> {
+        self.error(error.reason());
+        tracing::debug!(%error, upstream = %upstream.name(), "request failed");
         let response = answer::error(error, grpc);
-        self.upstream.load().traffic().responded(response.status());
+        upstream.traffic().responded(response.status());
         response
     }
 }

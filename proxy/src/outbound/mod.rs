@@ -12,8 +12,13 @@ mod h1;
 mod h2;
 pub mod http;
 mod learned;
+mod mirror;
 mod places;
+mod routed;
+mod snapshot;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 mod verdict;
 
 use std::{
@@ -31,13 +36,13 @@ use parking_lot::Mutex;
 use remora_core::{drain, settings::HeaderSize};
 use tokio::net::TcpStream;
 
+use self::snapshot::{By, Snapshot};
 use crate::{
     balance::{
         affinity,
         breaker::Ejection,
-        endpoints::Endpoints,
         pick::{NoEndpoint, Wish},
-        policy::{Affinity, Algorithm, Policy},
+        policy::{Affinity, Algorithm},
     },
     decisions::Decisions,
     discovery::{
@@ -78,6 +83,7 @@ pub struct Outbound {
     metrics: Arc<Metrics>,
     decisions: Arc<Decisions>,
     rng: Mutex<fastrand::Rng>,
+    mirrors: mirror::Mirrors,
     admission: Arc<Admission>,
     max_header_size: HeaderSize,
     drain: drain::Watch,
@@ -116,6 +122,7 @@ impl Outbound {
             learned: learned::Learned::default(),
             metrics: Arc::clone(&shared.metrics),
             rng: Mutex::new(rng),
+            mirrors: mirror::Mirrors::default(),
             admission: Arc::clone(&shared.admission),
             max_header_size: shared.max_header_size,
             drain: shared.drain.clone(),
@@ -211,13 +218,14 @@ impl Outbound {
         protocol: Protocol,
     ) {
         let mut seen = BytesMut::new();
+        let ways = upstream.stream_ways();
         let found = match protocol {
             Protocol::Http1 => Detected::Http1,
             Protocol::Http2 => Detected::Http2,
-            Protocol::Opaque => Detected::Opaque,
-            Protocol::Tls => Detected::Tls(ClientHello::default()),
+            Protocol::Opaque if !ways.by_name => Detected::Opaque,
+            Protocol::Tls if !ways.by_name => Detected::Tls(ClientHello::default()),
             Protocol::Detect if self.learned.is_opaque(&target) => Detected::Opaque,
-            Protocol::Detect => {
+            Protocol::Detect | Protocol::Tls | Protocol::Opaque => {
                 let (metrics, outbound) = (&self.metrics, Direction::Outbound);
                 match detect::timed(&mut client, &mut seen, metrics, outbound).await {
                     Ok(found) => {
@@ -228,12 +236,41 @@ impl Outbound {
                 }
             }
         };
+        let found = match found {
+            // Only a name says where such a connection goes, so the client has to speak first.
+            Detected::Silent if ways.only_by_name => {
+                match detect::detect(&mut client, &mut seen, routed::NAME_WITHIN).await {
+                    Ok(found) => found,
+                    Err(_) => return reset_on_drop(&client),
+                }
+            }
+            found => found,
+        };
+        let bytes = ways.only_bytes || matches!(protocol, Protocol::Tls | Protocol::Opaque);
         match found {
-            Detected::Silent => tcp::first_word(&self, client, target, upstream).await,
-            Detected::Http1 => self.http(client, seen, Version::H1, target, upstream).await,
-            Detected::Http2 => self.http(client, seen, Version::H2, target, upstream).await,
-            Detected::Tls(_) | Detected::Opaque => {
-                tcp::carry(&self, Prefixed::new(seen.freeze(), client), &upstream).await;
+            Detected::Silent if !ways.only_by_name => {
+                match self.stream_upstream(&upstream, None).await {
+                    Ok(via) => tcp::first_word(&self, client, target, (upstream, via)).await,
+                    Err(error) => self.refuse(&client, &error),
+                }
+            }
+            Detected::Http1 if !bytes => {
+                self.http(client, seen, Version::H1, target, upstream).await;
+            }
+            Detected::Http2 if !bytes => {
+                self.http(client, seen, Version::H2, target, upstream).await;
+            }
+            found => {
+                let name = match &found {
+                    Detected::Tls(hello) => hello.sni.as_deref(),
+                    _ => None,
+                };
+                match self.stream_upstream(&upstream, name).await {
+                    Ok(via) => {
+                        tcp::carry(&self, Prefixed::new(seen.freeze(), client), &via).await;
+                    }
+                    Err(error) => self.refuse(&client, &error),
+                }
             }
         }
     }
@@ -319,11 +356,16 @@ impl Upstream {
                 Snapshot {
                     policy: Arc::clone(&state.policy),
                     endpoints: Arc::clone(&state.endpoints),
+                    routes: (!state.routes.is_empty()).then(|| Arc::clone(&state.routes)),
+                    by: By::Dialled,
                 }
             }
-            Self::Pod(pod) => {
-                Snapshot { policy: Arc::clone(&pod.policy), endpoints: Arc::clone(&pod.endpoints) }
-            }
+            Self::Pod(pod) => Snapshot {
+                policy: Arc::clone(&pod.policy),
+                endpoints: Arc::clone(&pod.endpoints),
+                routes: None,
+                by: By::Dialled,
+            },
         }
     }
 
@@ -346,10 +388,11 @@ impl Upstream {
         client: IpAddr,
         now: std::time::Instant,
     ) -> Wish {
-        let Snapshot { policy, endpoints } = snapshot;
-        let token = match &policy.affinity {
+        let Snapshot { policy, endpoints, .. } = snapshot;
+        let token = match snapshot.affinity() {
             None => None,
             Some(Affinity::Cookie { name, .. }) => fields.and_then(|f| affinity::named(f, name)),
+            Some(Affinity::Header { name }) => fields.and_then(|f| affinity::in_field(f, name)),
             Some(Affinity::ClientAddress { timeout }) => {
                 self.traffic().clients.find(client, *timeout, now)
             }
@@ -387,10 +430,4 @@ impl Upstream {
             "endpoint ejected"
         );
     }
-}
-
-/// One moment of an upstream: all decisions of one attempt are made on the same one.
-pub(crate) struct Snapshot {
-    policy: Arc<Policy>,
-    endpoints: Arc<Endpoints<Endpoint>>,
 }

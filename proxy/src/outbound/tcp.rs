@@ -76,7 +76,7 @@ pub(super) async fn carry(
     }
 }
 
-/// The client is silent: connect, and see who speaks.
+/// The client is silent: connect, to `via`, and see who speaks.
 ///
 /// A server that does is remembered, so that the next client does not wait. A client that speaks
 /// after all may still turn out to be HTTP; then the connection that was opened carries nothing
@@ -85,9 +85,9 @@ pub(super) async fn first_word(
     outbound: &Arc<Outbound>,
     mut client: TcpStream,
     target: Target,
-    upstream: Upstream,
+    (upstream, via): (Upstream, Upstream),
 ) {
-    let (mut server, carrying) = match connect(outbound, &upstream, address_of(&client)).await {
+    let (mut server, carrying) = match connect(outbound, &via, address_of(&client)).await {
         Ok(connected) => connected,
         Err(error) => return outbound.refuse(&client, &error),
     };

@@ -220,7 +220,7 @@ mod tests {
         let Answer::Service(snapshot) = index.resolve(&target, &Caller::default()) else {
             panic!()
         };
-        let routes = wire::service(&snapshot).routes;
+        let routes = wire::service(&snapshot, &wire::Place::default()).routes;
         assert_told(&format!("{:?}", routes[0]));
     }
 

@@ -1,6 +1,8 @@
 //! The fields of one message, as they are on the wire.
 
-use crate::fields::Fields;
+use std::ops::Range;
+
+use crate::fields::{Fields, FieldsMut};
 
 /// A head that was read and not yet looked into.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub struct RawHead {
 ///
 /// Removing a field marks it, adding one appends its line: nothing is moved, and what is kept is
 /// copied in runs.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Head {
     bytes: Vec<u8>,
     fields: Vec<Field>,
@@ -117,13 +119,11 @@ impl Head {
         }
     }
 
-    /// Removes all fields of a name.
-    pub fn remove(&mut self, name: &http::HeaderName) {
-        let wanted = name.as_str().as_bytes();
-        for field in &mut self.fields {
-            let name = &self.bytes[field.line..field.name_end];
-            field.removed |= name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted);
-        }
+    /// Keeps some bytes that belong to no field.
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> Range<usize> {
+        let from = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        from..self.bytes.len()
     }
 
     /// Appends a field. Neither part may have a line's end in it.
@@ -227,6 +227,20 @@ impl Fields for Head {
             name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted)
         });
         found.map(|field| &self.bytes[field.value..field.value_end])
+    }
+}
+
+impl FieldsMut for Head {
+    fn remove(&mut self, name: &http::HeaderName) {
+        let wanted = name.as_str().as_bytes();
+        for field in &mut self.fields {
+            let name = &self.bytes[field.line..field.name_end];
+            field.removed |= name.len() == wanted.len() && name.eq_ignore_ascii_case(wanted);
+        }
+    }
+
+    fn append(&mut self, name: &http::HeaderName, value: &http::HeaderValue) {
+        self.add(name.as_str(), value.as_bytes());
     }
 }
 

@@ -21,6 +21,7 @@
 
 pub mod body;
 mod connection;
+mod edit;
 pub mod exchange;
 pub mod head;
 pub mod pool;

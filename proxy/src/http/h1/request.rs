@@ -14,7 +14,7 @@ use super::{
 use crate::{error::Reason, http::MAX_HEADERS};
 
 /// A request's head, fit for the next hop but for what [`RequestHead::write`] is told.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RequestHead {
     /// Its fields, without those that belonged to the client's connection.
     pub fields: Head,
@@ -30,9 +30,9 @@ pub struct RequestHead {
     pub(super) keep_alive: bool,
     /// Minor version, 0 or 1.
     pub(super) minor: u8,
-    target: Range<usize>,
-    path: Range<usize>,
-    has_host: bool,
+    pub(super) target: Range<usize>,
+    pub(super) path: Range<usize>,
+    pub(super) has_host: bool,
 }
 
 /// Why a request is not forwarded. The connection ends with the answer, since where the next

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, header};
+use http::{Response, StatusCode, header};
 use remora_core::{drain, settings::HeaderSize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -252,7 +252,10 @@ fn write(response: &Response<Bytes>, reply: Reply, out: &mut Vec<u8>) {
     for (name, value) in response.headers() {
         field(name.as_str(), value.as_bytes());
     }
-    field(header::CONTENT_LENGTH.as_str(), response.body().len().to_string().as_bytes());
+    // RFC 9110 §8.6
+    if status != StatusCode::NO_CONTENT {
+        field(header::CONTENT_LENGTH.as_str(), response.body().len().to_string().as_bytes());
+    }
     if reply.close {
         field(header::CONNECTION.as_str(), b"close");
     } else if reply.minor == 0 {

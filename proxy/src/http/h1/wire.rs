@@ -209,7 +209,7 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
     }
 
     /// Resolves when a peer that waits has gone away.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // Whoever sends the next request already is still there.
         while !self.ended && self.input().len() < READ_AHEAD {
             match ready!(self.poll_read_more(cx)) {

@@ -2,6 +2,7 @@
 //! and one upstream connection per endpoint that all streams of a worker share.
 
 pub mod body;
+mod edit;
 pub mod guard;
 pub mod headers;
 pub mod pool;

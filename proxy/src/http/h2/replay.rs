@@ -39,7 +39,8 @@ struct Inner<B> {
 
 #[derive(Debug)]
 struct Shared<B> {
-    source: B,
+    /// `None` in a copy.
+    source: Option<B>,
     hint: SizeHint,
     kept: Vec<Bytes>,
     kept_len: usize,
@@ -102,7 +103,7 @@ impl<B: Body<Data = Bytes>> Replay<B> {
     pub fn new(source: B) -> Self {
         let shared = Shared {
             hint: source.size_hint(),
-            source,
+            source: Some(source),
             kept: Vec::new(),
             kept_len: 0,
             trailers: None,
@@ -125,6 +126,29 @@ impl<B: Body<Data = Bytes>> Replay<B> {
         let attempt = shared.attempt;
         drop(shared);
         Some(Attempt { inner: Arc::clone(&self.0), attempt, next: 0, trailers_given: false })
+    }
+
+    /// The same body for somebody else, who takes nothing from this one; `None` where not all of it
+    /// came, or it is too long.
+    #[must_use]
+    pub fn copied(&self) -> Option<Self> {
+        let shared = self.0.shared.lock();
+        if !shared.ended || shared.too_long {
+            return None;
+        }
+        let copy = Shared {
+            source: None,
+            hint: shared.hint,
+            kept: shared.kept.clone(),
+            kept_len: shared.kept_len,
+            trailers: shared.trailers.clone(),
+            ended: true,
+            too_long: false,
+            attempt: 0,
+            frames: 0,
+        };
+        drop(shared);
+        Some(Self(Arc::new(Inner { shared: Mutex::new(copy), ended: Notify::new() })))
     }
 
     /// Whether another attempt can be made.
@@ -169,8 +193,10 @@ where
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
         }
-        if !shared.ended {
-            let frame = std::task::ready!(Pin::new(&mut shared.source).poll_frame(cx));
+        if !shared.ended
+            && let Some(source) = &mut shared.source
+        {
+            let frame = std::task::ready!(Pin::new(source).poll_frame(cx));
             shared.frames += 1;
             match frame {
                 None => shared.ended = true,
@@ -181,7 +207,7 @@ where
                     Ok(data) => {
                         shared.keep(&data);
                         this.next = shared.kept.len();
-                        if shared.source.is_end_stream() {
+                        if shared.source.as_ref().is_none_or(B::is_end_stream) {
                             shared.ended = true;
                             this.inner.ended.notify_waiters();
                         }
@@ -210,7 +236,7 @@ where
     fn is_end_stream(&self) -> bool {
         let shared = self.inner.shared.lock();
         let all_given = self.next == shared.kept.len();
-        let ended = shared.ended || shared.source.is_end_stream();
+        let ended = shared.ended || shared.source.as_ref().is_none_or(B::is_end_stream);
         all_given && ended && (self.trailers_given || shared.trailers.is_none())
     }
 
@@ -273,6 +299,21 @@ mod tests {
         let second = replay.attempt().unwrap().collect().await.unwrap();
         assert_eq!(second.to_bytes().len(), 12);
         assert!(matches!(first.frame().await, Some(Err(BodyError::Superseded(_)))));
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_made_once_all_of_it_came() {
+        let replay = Replay::new(source(&[3, 4], true));
+        assert!(replay.copied().is_none());
+        let mut first = replay.attempt().unwrap();
+        while first.frame().await.is_some() {}
+        let copy = replay.copied().unwrap().attempt().unwrap();
+        let all = copy.collect().await.unwrap();
+        assert_eq!(all.trailers().map(HeaderMap::len), Some(1));
+        assert_eq!(all.to_bytes().len(), 7);
+        let long = Replay::new(source(&[MAX_KEPT, 1], false));
+        long.attempt().unwrap().collect().await.unwrap();
+        assert!(long.copied().is_none());
     }
 
     #[tokio::test]
