@@ -78,6 +78,10 @@ pub struct Pod {
     pub annotations: Vec<(String, String)>,
     /// Path of its readiness probe.
     pub probe: Option<String>,
+    /// Its node and its zone; empty where the manifest does not say.
+    pub place: (String, String),
+    /// Whether its probes hold.
+    pub ready: bool,
 }
 
 impl Pod {
@@ -163,6 +167,14 @@ impl Mesh {
         self.write_raw(&format!("service-{name}"), &object.to_string());
     }
 
+    /// Writes a Service with this `spec`.
+    pub fn service_of(&self, name: &str, spec: &Value) {
+        let annotations = json!({"timeout.remora.io/connect": "10s"});
+        let object = json!({"apiVersion": "v1", "kind": "Service", "spec": spec,
+            "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations}});
+        self.write_raw(&format!("service-{name}"), &object.to_string());
+    }
+
     /// Writes a pod with a sidecar; the sidecar itself is started apart.
     pub fn pod(&self, name: &str, service: &str) -> Pod {
         self.pod_with(name, service, true, &[])
@@ -189,6 +201,8 @@ impl Mesh {
             meshed,
             annotations: annotations.iter().map(own).collect(),
             probe: None,
+            place: Default::default(),
+            ready: true,
         };
         self.write_pod(&pod);
         pod
@@ -203,14 +217,20 @@ impl Mesh {
         }
         let probe =
             pod.probe.as_ref().map(|path| json!({"httpGet": {"path": path, "port": POD_PORT}}));
+        let (node, zone) = &pod.place;
+        let mut labels = serde_json::Map::from_iter([("app".to_owned(), json!(pod.service))]);
+        if !zone.is_empty() {
+            labels.insert("topology.kubernetes.io/zone".to_owned(), json!(zone));
+        }
+        let ready = if pod.ready { "True" } else { "False" };
         let object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": pod.name, "namespace": NAMESPACE,
-                         "labels": {"app": pod.service}, "annotations": annotations},
-            "spec": {"serviceAccountName": pod.name, "containers": [
+                         "labels": labels, "annotations": annotations},
+            "spec": {"serviceAccountName": pod.name, "nodeName": node, "containers": [
                 {"name": "app", "ports": [{"containerPort": POD_PORT}], "readinessProbe": probe}]},
             "status": {"phase": "Running", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}],
-                       "conditions": [{"type": "Ready", "status": "True"}]},
+                       "conditions": [{"type": "Ready", "status": ready}]},
         });
         self.write_raw(&format!("pod-{}", pod.name), &object.to_string());
     }
@@ -343,7 +363,8 @@ impl Mesh {
         self.dir.path().join("ca-bundle.pem")
     }
 
-    /// Starts a pod's sidecar, with a listener for each of the Services that its application calls.
+    /// Starts a pod's sidecar, with a listener for each of the Services and addresses that its
+    /// application calls.
     pub async fn sidecar(&self, pod: &Pod, calls: &[&str]) -> Sidecar {
         let sidecar = self.unready_sidecar(pod, calls);
         sidecar.ready().await;
@@ -400,6 +421,8 @@ impl Mesh {
         let entry = |(port, service): (u16, &&str)| OutboundService {
             listen: at(port),
             authority: match service.split_once(':') {
+                // An address, as an application that was intercepted dials it.
+                Some(_) if service.parse::<SocketAddr>().is_ok() => (*service).to_owned(),
                 Some((service, port)) => format!("{service}.{NAMESPACE}:{port}"),
                 None => format!("{service}.{NAMESPACE}:{SERVICE_PORT}"),
             },
@@ -416,7 +439,7 @@ impl Mesh {
             pod_namespace: NAMESPACE.to_owned(),
             pod_name: pod.name.clone(),
             pod_ips: vec![pod.ip.into()],
-            node: String::new(),
+            node: pod.place.0.clone(),
             zone: String::new(),
             workers: Some(self.workers),
             max_connections: self.max_connections,

@@ -84,13 +84,15 @@ impl Sidecar {
         Self { pod, admin, services, running: Running::Process(process) }
     }
 
-    /// Where the application dials a Service.
+    /// Where the application dials a Service, by its name or a whole authority.
     ///
     /// # Panics
     /// Where the sidecar has no listener for it.
     #[must_use]
     pub fn entry(&self, service: &str) -> SocketAddr {
-        let of = |s: &&OutboundService| s.authority.split(['.', ':']).next() == Some(service);
+        let of = |s: &&OutboundService| {
+            s.authority == service || s.authority.split(['.', ':']).next() == Some(service)
+        };
         self.services.iter().find(of).unwrap_or_else(|| panic!("no listener for {service}")).listen
     }
 

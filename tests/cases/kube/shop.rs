@@ -92,6 +92,8 @@ impl Shop {
             meshed: true,
             annotations: Vec::new(),
             probe: None,
+            place: Default::default(),
+            ready: true,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Plain Kubernetes manifests, as people write them.
 
 /// A Namespace with or without the mesh.
-pub(super) fn namespace(name: &str, meshed: bool) -> String {
+pub(crate) fn namespace(name: &str, meshed: bool) -> String {
     let inject = if meshed { "enabled" } else { "disabled" };
     format!(
         "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  annotations: {{remora.io/inject: {inject}}}\n---\n"
@@ -9,14 +9,14 @@ pub(super) fn namespace(name: &str, meshed: bool) -> String {
 }
 
 /// A Service for the pods labelled `app: NAME`.
-pub(super) fn service(namespace: &str, name: &str, port: u16, target: &str) -> String {
+pub(crate) fn service(namespace: &str, name: &str, port: u16, target: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{selector: {{app: {name}}}, ports: [{{port: {port}, targetPort: {target}}}]}}\n---\n"
     )
 }
 
 /// A Deployment whose one container listens on a port named `main`.
-pub(super) fn deployment(
+pub(crate) fn deployment(
     namespace: &str,
     name: &str,
     replicas: u32,
@@ -47,14 +47,14 @@ spec:
 }
 
 /// A pod that only waits, to run commands in.
-pub(super) fn idle(namespace: &str, name: &str) -> String {
+pub(crate) fn idle(namespace: &str, name: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers: [{{name: c, command: [sleep, \"1000\"]}}]\n---\n"
     )
 }
 
 /// A server that tells the name of its pod, by Python's standard library.
-pub(super) fn teller(namespace: &str, name: &str, replicas: u32) -> String {
+pub(crate) fn teller(namespace: &str, name: &str, replicas: u32) -> String {
     let command = ["/usr/bin/python3", "-m", "http.server", "8000", "--directory", "/etc"];
     deployment(namespace, name, replicas, 8000, &command) + &service(namespace, name, 80, "main")
 }

@@ -30,18 +30,18 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Who runs `remora`.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum As {
+pub(crate) enum As {
     Me,
     Nobody,
 }
 
 /// A mesh that is running; dropped, it is killed.
-pub(super) struct Up {
+pub(crate) struct Up {
     child: Child,
     said: Arc<Said>,
-    pub(super) name: String,
+    pub(crate) name: String,
     who: As,
-    pub(super) dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     _turn: Turn,
 }
 
@@ -55,14 +55,14 @@ struct Said {
 impl Up {
     /// Runs `remora up` on manifests that may name their own directory as `@DIR@`; `None`, with
     /// the reason on the terminal, where this machine cannot.
-    pub(super) fn start(name: &str, who: As, manifests: &str) -> Option<Self> {
+    pub(crate) fn start(name: &str, who: As, manifests: &str) -> Option<Self> {
         let turn = Turn::take();
         let dir = open_dir();
         Self::start_in(dir, &format!("{name}-{}", std::process::id()), who, manifests, turn)
     }
 
     /// The same with a directory that holds files already.
-    pub(super) fn start_with(
+    pub(crate) fn start_with(
         dir: tempfile::TempDir,
         name: &str,
         who: As,
@@ -101,51 +101,51 @@ impl Up {
     }
 
     /// How many lines were said so far: a place to look from.
-    pub(super) fn mark(&self) -> usize {
+    pub(crate) fn mark(&self) -> usize {
         self.said.lines.lock().unwrap().0.len()
     }
 
     /// Waits for a line after `mark` that contains all of these.
-    pub(super) fn wait_for(&self, mark: usize, parts: &[&str]) -> String {
+    pub(crate) fn wait_for(&self, mark: usize, parts: &[&str]) -> String {
         self.said.wait(|lines| {
             lines[mark..].iter().find(|line| parts.iter().all(|p| line.contains(p))).cloned()
         })
     }
 
     /// The lines after `mark` that contain all of these, so far.
-    pub(super) fn lines(&self, mark: usize, parts: &[&str]) -> Vec<String> {
+    pub(crate) fn lines(&self, mark: usize, parts: &[&str]) -> Vec<String> {
         let lines = self.said.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let matching = lines.0[mark..].iter().filter(|l| parts.iter().all(|p| l.contains(p)));
         matching.cloned().collect()
     }
 
     /// Waits until each of these pods has said, after `mark`, that it is ready.
-    pub(super) fn wait_ready(&self, mark: usize, pods: &[&str]) {
+    pub(crate) fn wait_ready(&self, mark: usize, pods: &[&str]) {
         for pod in pods {
             self.wait_for(mark, &[&format!("pod {pod} is ready")]);
         }
     }
 
     /// The address with which a pod was last announced.
-    pub(super) fn address(&self, pod: &str) -> String {
+    pub(crate) fn address(&self, pod: &str) -> String {
         let line = self.lines(0, &[&format!("pod {pod} is ready at ")]).pop().unwrap();
         line.rsplit(' ').next().unwrap().to_owned()
     }
 
     /// `remora exec` in `namespace/pod`.
-    pub(super) fn command(&self, pod: &str, command: &[&str]) -> Command {
+    pub(crate) fn command(&self, pod: &str, command: &[&str]) -> Command {
         let (namespace, pod) = pod.split_once('/').unwrap();
         let mut exec = remora(self.who).unwrap();
         exec.args(["exec", "--name", &self.name, "-n", namespace, pod, "--"]).args(command);
         exec
     }
 
-    pub(super) fn exec(&self, pod: &str, command: &[&str]) -> Output {
+    pub(crate) fn exec(&self, pod: &str, command: &[&str]) -> Output {
         self.command(pod, command).output().unwrap()
     }
 
     /// Output of a command that must succeed.
-    pub(super) fn stdout(&self, pod: &str, command: &[&str]) -> String {
+    pub(crate) fn stdout(&self, pod: &str, command: &[&str]) -> String {
         let output = self.exec(pod, command);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let problem = String::from_utf8_lossy(&output.stderr);
@@ -154,21 +154,21 @@ impl Up {
     }
 
     /// GET by curl; the body, or what curl or the status said.
-    pub(super) fn get(&self, from: &str, url: &str) -> Result<String, String> {
+    pub(crate) fn get(&self, from: &str, url: &str) -> Result<String, String> {
         let output = self.exec(from, &[&["curl"], CURL, &[url]].concat());
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     /// GET until it succeeds; nothing announces that a caller has learnt of a change.
-    pub(super) fn get_soon(&self, from: &str, url: &str) -> String {
+    pub(crate) fn get_soon(&self, from: &str, url: &str) -> String {
         eventually(&format!("GET {url} from {from}"), || self.get(from, url).ok())
     }
 
     /// Calls until so many different pods have answered. Peak EWMA rightly prefers the endpoint
     /// that was fastest so far, so this takes an unknown number of calls; none of them may fail
     /// once the first has succeeded.
-    pub(super) fn spread(&self, from: &str, url: &str, pods: usize) -> BTreeSet<String> {
+    pub(crate) fn spread(&self, from: &str, url: &str, pods: usize) -> BTreeSet<String> {
         let mut seen = eventually(&format!("{url} answers"), || self.answers(from, url, 1).ok());
         eventually(&format!("{pods} pods answer {url}"), || {
             let more = self.answers(from, url, 24);
@@ -178,7 +178,7 @@ impl Up {
     }
 
     /// The different answers of so many calls, six at a time; what curl said where one failed.
-    pub(super) fn answers(
+    pub(crate) fn answers(
         &self,
         from: &str,
         url: &str,
@@ -198,7 +198,7 @@ impl Up {
 
     /// Sum of a proxy's series whose name and labels contain all of these; `from` is a pod
     /// without a sidecar.
-    pub(super) fn metric(&self, from: &str, pod: &str, parts: &[&str]) -> f64 {
+    pub(crate) fn metric(&self, from: &str, pod: &str, parts: &[&str]) -> f64 {
         let text = self.get(from, &format!("http://{}:4191/metrics", self.address(pod))).unwrap();
         let series = text.lines().filter(|l| !l.starts_with('#'));
         series
@@ -208,18 +208,18 @@ impl Up {
     }
 
     /// Replaces the manifests in one step.
-    pub(super) fn edit(&self, manifests: &str) {
+    pub(crate) fn edit(&self, manifests: &str) {
         write_manifests(self.dir.path(), manifests);
     }
 
     /// Process id of this mesh's sidecar of a pod.
-    pub(super) fn proxy(&self, pod: &str) -> Option<i32> {
+    pub(crate) fn proxy(&self, pod: &str) -> Option<i32> {
         let token = format!("/{}/proxies/{}.token", self.name, pod.replace('/', "_"));
         process(|words| words.get(1).is_some_and(|w| w == "proxy") && contains(words, &token))
     }
 
     /// Process id of this mesh's control plane.
-    pub(super) fn control_plane(&self) -> Option<i32> {
+    pub(crate) fn control_plane(&self) -> Option<i32> {
         let resolved = format!("/{}/resolved", self.name);
         process(|words| {
             words.get(1).is_some_and(|w| w == "control-plane") && contains(words, &resolved)
@@ -227,31 +227,31 @@ impl Up {
     }
 
     /// Ends `up` as Ctrl-C does; its exit status.
-    pub(super) fn interrupt(&mut self) -> Option<i32> {
+    pub(crate) fn interrupt(&mut self) -> Option<i32> {
         signal(i32::try_from(self.child.id()).unwrap(), Signal::SIGINT);
         self.child.wait().unwrap().code()
     }
 
     /// SIGKILL to the outer process; the directory stays for another `up` of the same name.
-    pub(super) fn kill(mut self) -> (tempfile::TempDir, String) {
+    pub(crate) fn kill(mut self) -> (tempfile::TempDir, String) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         (std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap()), self.name.clone())
     }
 
     /// Another `up` of the same full name.
-    pub(super) fn again(dir: tempfile::TempDir, name: &str, who: As, manifests: &str) -> Self {
+    pub(crate) fn again(dir: tempfile::TempDir, name: &str, who: As, manifests: &str) -> Self {
         let turn = Turn::take();
         Self::start_in(dir, name, who, manifests, turn).expect("it could before")
     }
 
     /// The network namespace of a pod, as /proc shows it.
-    pub(super) fn network(&self, pod: &str) -> String {
+    pub(crate) fn network(&self, pod: &str) -> String {
         self.stdout(pod, &["readlink", "/proc/self/ns/net"]).trim().to_owned()
     }
 
     /// Where this mesh keeps its state.
-    pub(super) fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         let line = self.lines(0, &["logs are in "]).remove(0);
         let logs = line.split("logs are in ").nth(1).and_then(|l| l.split(';').next()).unwrap();
         Path::new(logs).parent().unwrap().to_owned()
@@ -328,7 +328,7 @@ impl Drop for Turn {
 }
 
 /// As whoever runs the tests, and, where that is root, as a user without rights too.
-pub(super) fn both(test: fn(As)) {
+pub(crate) fn both(test: fn(As)) {
     test(As::Me);
     if geteuid().is_root() {
         test(As::Nobody);
@@ -336,14 +336,14 @@ pub(super) fn both(test: fn(As)) {
 }
 
 /// A directory that every user may read.
-pub(super) fn open_dir() -> tempfile::TempDir {
+pub(crate) fn open_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     dir
 }
 
 /// Whether these programs are installed; says which package has the one that is not.
-pub(super) fn installed(needed: &[(&str, &str)]) -> bool {
+pub(crate) fn installed(needed: &[(&str, &str)]) -> bool {
     let here = |program: &str| {
         ["/usr/bin", "/usr/sbin"].iter().any(|dir| Path::new(dir).join(program).exists())
     };
@@ -357,7 +357,7 @@ pub(super) fn installed(needed: &[(&str, &str)]) -> bool {
 }
 
 /// `None` where this user cannot become that one.
-pub(super) fn remora(who: As) -> Option<Command> {
+pub(crate) fn remora(who: As) -> Option<Command> {
     let binary = env!("CARGO_BIN_EXE_remora-under-test");
     let mut command = match who {
         As::Me => Command::new(binary),
@@ -378,7 +378,7 @@ pub(super) fn remora(who: As) -> Option<Command> {
 }
 
 /// Looks until there is something; for facts that nothing announces.
-pub(super) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = now() + LONG;
     loop {
         if let Some(found) = look() {
@@ -390,14 +390,14 @@ pub(super) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
 }
 
 /// How long that took, with its result.
-pub(super) fn timed<T>(act: impl FnOnce() -> T) -> (Duration, T) {
+pub(crate) fn timed<T>(act: impl FnOnce() -> T) -> (Duration, T) {
     let start = now();
     let result = act();
     (start.elapsed(), result)
 }
 
 /// Whether a process of this machine is in that network namespace.
-pub(super) fn inhabited(network: &str) -> bool {
+pub(crate) fn inhabited(network: &str) -> bool {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     processes
         .filter_map(|process| fs::read_link(process.path().join("ns/net")).ok())
@@ -405,7 +405,7 @@ pub(super) fn inhabited(network: &str) -> bool {
 }
 
 /// SIGKILL to a process of a mesh of ours.
-pub(super) fn sigkill(pid: i32) {
+pub(crate) fn sigkill(pid: i32) {
     signal(pid, Signal::SIGKILL);
 }
 
