@@ -33,6 +33,8 @@ const TTL: u32 = 5;
 const PLAIN_UDP: u16 = 512;
 /// Longest answer over UDP that we send at all.
 const LARGEST_UDP: u16 = 4096;
+/// Aliases of aliases that are followed.
+const MAX_ALIASES: usize = 8;
 /// Open TCP connections at a time.
 const CONNECTIONS: usize = 256;
 /// A TCP asker that says nothing for this long is let go.
@@ -146,17 +148,23 @@ impl Zone {
             return ResponseCode::Refused;
         }
         answer.metadata.authoritative = true;
-        let Some(records) = self.names.get(&asked) else {
+        let Some(mut records) = self.names.get(&asked) else {
             let exists = asked == CLUSTER_DOMAIN || self.has_below(&asked);
             return if exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
         };
-        let mut add = |data: RData| {
-            answer.add_answer(Record::from_rdata(query.name().clone(), TTL, data));
-        };
-        if let Some(target) = records.alias.as_ref().and_then(|t| fqdn(t)) {
-            add(RData::CNAME(CNAME(target)));
-            return ResponseCode::NoError;
+        let mut name = query.name().clone();
+        // Resolvers of applications do not follow aliases themselves. One that leads nowhere here, or
+        // on and on, is told as far as it goes.
+        for _ in 0..MAX_ALIASES {
+            let Some(target) = records.alias.as_ref().and_then(|t| fqdn(t)) else { break };
+            answer.add_answer(Record::from_rdata(name, TTL, RData::CNAME(CNAME(target.clone()))));
+            let known = target.to_ascii().trim_end_matches('.').to_ascii_lowercase();
+            let Some(next) = self.names.get(&known) else { return ResponseCode::NoError };
+            (name, records) = (target, next);
         }
+        let mut add = |data: RData| {
+            answer.add_answer(Record::from_rdata(name.clone(), TTL, data));
+        };
         match query.query_type() {
             RecordType::A => records.addresses.iter().for_each(|ip| add(RData::A(A(*ip)))),
             RecordType::SRV => {
@@ -328,8 +336,8 @@ mod tests {
         assert_eq!(ask("_http._tcp.orders.shop.svc.cluster.local.", RecordType::SRV), srv);
         let (_, srv) = ask("_http._tcp.each.shop.svc.cluster.local.", RecordType::SRV);
         assert!(srv[1].starts_with("0 100 8080 three.each."), "{srv:?}");
-        let alias = one("orders.shop.svc.cluster.local.");
-        assert_eq!(ask("away.shop.svc.cluster.local.", RecordType::A), alias);
+        let (_, alias) = ask("away.shop.svc.cluster.local.", RecordType::A);
+        assert_eq!(alias, ["orders.shop.svc.cluster.local.", "10.96.0.7"]);
         let pointer = one("orders.shop.svc.cluster.local.");
         assert_eq!(ask("7.0.96.10.in-addr.arpa.", RecordType::PTR), pointer);
     }
