@@ -77,7 +77,7 @@ fn duration(text: &str) -> Result<Duration, Problem> {
 
 /// GEP-1731. Which methods, which gRPC codes and how long an attempt may take is left to annotations.
 fn retry(annotated: &RoutePolicy, asked: &route::Retry) -> Result<Retry, Problem> {
-    let mut retry = annotated.how.clone();
+    let mut retry = Retry { unanswered: true, ..annotated.how.clone() };
     if !asked.codes.is_empty() {
         retry.http = asked.codes.iter().map(|code| status(*code)).collect::<Result<_, _>>()?;
     }
