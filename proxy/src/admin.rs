@@ -95,9 +95,12 @@ async fn services(State(view): State<View>) -> Json<Value> {
         None => json!({ "target": target.to_string(), "kind": "unknown" }),
         Some(Resolution::Service(service)) => {
             let state = service.state_full();
+            let routes: Vec<&str> = state.routes.iter().map(|route| &*route.name).collect();
+            let streams: Vec<&str> = state.stream_routes.iter().map(|route| &*route.name).collect();
             json!({ "target": target.to_string(), "kind": "service", "service": service.id.to_string(),
                     "protocol": state.protocol.as_str(), "endpoints": state.endpoints.len(),
-                    "version": state.version, "policy": format!("{:?}", state.policy) })
+                    "version": state.version, "policy": format!("{:?}", state.policy),
+                    "routes": routes, "stream_routes": streams })
         }
         Some(Resolution::Pod(pod)) => {
             json!({ "target": target.to_string(), "kind": "pod", "pod": pod.endpoint.pod,

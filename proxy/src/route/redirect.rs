@@ -95,6 +95,8 @@ pub(super) fn host_and_port(authority: &str) -> (&str, Option<u16>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::route::testing::{h1, parts};
 
@@ -145,6 +147,37 @@ mod tests {
         let prefix = Redirect { path: Some(PathModifier::prefix("/x")), ..redirect() };
         assert_eq!(location(&prefix, "http://echo/a/b?c=d", Some(2)), "http://echo/x/b?c=d");
         assert_eq!(location(&prefix, "http://echo/a/b?", None), "http://echo/a/b?");
+    }
+
+    proptest! {
+        /// Whatever is asked for, the answer is a URI whose parts are those that were wanted.
+        #[test]
+        fn a_location_is_a_uri_of_the_parts(
+            named in "[a-z]{1,5}(\\.[a-z]{1,5})?",
+            asked in prop::option::of(1u16..),
+            path in "(/[a-z%+=]{0,4}){1,3}",
+            query in prop::option::of("[a-z&=]{0,6}"),
+            scheme in prop::option::of(prop_oneof![Just(Scheme::Http), Just(Scheme::Https)]),
+            host in prop::option::of("[a-z]{1,5}"),
+            port in prop::option::of(1u16..),
+        ) {
+            let asked_port = asked.map(|port| format!(":{port}")).unwrap_or_default();
+            let mark = query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+            let uri = format!("http://{named}{asked_port}{path}{mark}");
+            let redirect = Redirect { scheme, host: host.as_deref().map(Into::into), port, ..redirect() };
+            let found: http::Uri = location(&redirect, &uri, None).parse().unwrap();
+            let to = scheme.unwrap_or_default();
+            prop_assert_eq!(found.scheme_str(), Some(to.as_str()));
+            prop_assert_eq!(found.host(), host.as_deref().or(Some(&named)));
+            prop_assert_eq!((found.path(), found.query()), (&*path, query.as_deref()));
+            let wanted = match (port, scheme) {
+                (Some(port), _) => port,
+                (None, Some(scheme)) => scheme.port(),
+                (None, None) => asked.unwrap_or(80),
+            };
+            prop_assert_eq!(found.port_u16().unwrap_or(to.port()), wanted);
+            prop_assert_ne!(found.port_u16(), Some(to.port()), "one's own port is left out");
+        }
     }
 
     #[test]
