@@ -225,6 +225,11 @@ fn as_json(object: &manifest::Object) -> Value {
         manifest::Object::Pod(o) => serde_json::to_value(&**o),
         manifest::Object::Deployment(o) => serde_json::to_value(&**o),
         manifest::Object::EndpointSlice(o) => serde_json::to_value(&**o),
+        manifest::Object::HttpRoute(o) => serde_json::to_value(&**o),
+        manifest::Object::GrpcRoute(o) => serde_json::to_value(&**o),
+        manifest::Object::TlsRoute(o) => serde_json::to_value(&**o),
+        manifest::Object::TcpRoute(o) => serde_json::to_value(&**o),
+        manifest::Object::ReferenceGrant(o) => serde_json::to_value(&**o),
     };
     value.expect("JSON")
 }
