@@ -128,6 +128,11 @@ pub mod annotations {
     pub const ACCESS_LOG: &str = "config.remora.io/access-log";
     /// One of the six default policies.
     pub const DEFAULT_INBOUND_POLICY: &str = "config.remora.io/default-inbound-policy";
+    /// `allow` or `deny`: whether connections may go to what the mesh does not know.
+    pub const DEFAULT_OUTBOUND_POLICY: &str = "config.remora.io/default-outbound-policy";
+    /// `enabled` or `disabled`: the pod dials addresses of pods itself and means their Services, as
+    /// ingress controllers do.
+    pub const INGRESS: &str = "config.remora.io/ingress";
     /// Largest head of a request: `64Ki`.
     pub const MAX_HEADER_SIZE: &str = "config.remora.io/max-header-size";
 
@@ -136,7 +141,7 @@ pub mod annotations {
     pub const NATIVE_SIDECAR: &str = "config.remora.io/native-sidecar";
 
     /// Every configuration annotation; any other key under [`CONFIG_PREFIX`] is a warning.
-    pub const CONFIG: [&str; 14] = [
+    pub const CONFIG: [&str; 16] = [
         SKIP_INBOUND_PORTS,
         SKIP_OUTBOUND_PORTS,
         SKIP_SUBNETS,
@@ -149,9 +154,15 @@ pub mod annotations {
         SHUTDOWN_GRACE_PERIOD,
         ACCESS_LOG,
         DEFAULT_INBOUND_POLICY,
+        DEFAULT_OUTBOUND_POLICY,
+        INGRESS,
         MAX_HEADER_SIZE,
         NATIVE_SIDECAR,
     ];
+
+    /// Those of them that the control plane reads from pod and namespace for as long as the pod lives:
+    /// they are not written on the pod when it is made.
+    pub const LIVE: [&str; 2] = [DEFAULT_OUTBOUND_POLICY, INGRESS];
 }
 
 /// Labels on our own objects, and on namespaces.

@@ -98,6 +98,50 @@ impl FromStr for Inject {
     }
 }
 
+/// Value of `config.remora.io/default-outbound-policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutboundPolicy {
+    /// What the mesh does not know is dialled untouched.
+    #[default]
+    Allow,
+    /// It is refused.
+    Deny,
+}
+
+impl FromStr for OutboundPolicy {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "allow" => Ok(Self::Allow),
+            "deny" => Ok(Self::Deny),
+            other => Err(format!("{other:?} is neither allow nor deny")),
+        }
+    }
+}
+
+/// Value of `config.remora.io/ingress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ingress {
+    /// Who dials a pod's address means the Service whose endpoint it is.
+    Enabled,
+    /// Who dials a pod's address means that pod.
+    #[default]
+    Disabled,
+}
+
+impl FromStr for Ingress {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "enabled" => Ok(Self::Enabled),
+            "disabled" => Ok(Self::Disabled),
+            other => Err(format!("{other:?} is neither enabled nor disabled")),
+        }
+    }
+}
+
 /// Largest head of a request, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderSize(u32);

@@ -6,7 +6,8 @@ use ipnet::IpNet;
 use remora_core::{
     names::{DEFAULT_OPAQUE_PORTS, annotations},
     settings::{
-        DefaultPolicy, HeaderSize, InvalidAnnotation, PortSet, parse_duration, parse_subnets, read,
+        DefaultPolicy, HeaderSize, Ingress, InvalidAnnotation, OutboundPolicy, PortSet,
+        parse_duration, parse_subnets, read,
     },
 };
 
@@ -108,6 +109,9 @@ impl ProxySettings {
         let ports = |key, default: &PortSet| {
             Ok(read(map, key, str::parse)?.unwrap_or_else(|| default.clone()))
         };
+        // The control plane acts on these; what is wrong with them is said before the pod runs.
+        read(map, annotations::DEFAULT_OUTBOUND_POLICY, str::parse::<OutboundPolicy>)?;
+        read(map, annotations::INGRESS, str::parse::<Ingress>)?;
         Ok(Self {
             skip_inbound_ports: ports(
                 annotations::SKIP_INBOUND_PORTS,
@@ -344,6 +348,8 @@ mod tests {
             (annotations::SHUTDOWN_GRACE_PERIOD, "30"),
             (annotations::ACCESS_LOG, "yes"),
             (annotations::DEFAULT_INBOUND_POLICY, "allow"),
+            (annotations::DEFAULT_OUTBOUND_POLICY, "all-authenticated"),
+            (annotations::INGRESS, "true"),
             (annotations::NATIVE_SIDECAR, "true"),
             (annotations::SKIP_OUTBOUND_PORTS, "0"),
             (annotations::OPAQUE_PORTS, "80-"),

@@ -14,6 +14,7 @@ pub mod decisions;
 pub mod discovery;
 pub mod error;
 pub mod fields;
+pub mod hosts;
 pub mod http;
 pub mod inbound;
 pub mod metrics;

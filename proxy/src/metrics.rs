@@ -1,7 +1,7 @@
 //! Counters of the whole process. What belongs to one Service or endpoint is counted there
 //! ([`crate::discovery`]) and collected on the control thread at scrape time.
 //!
-//! Series are bounded: every label here has a closed set of values.
+//! Series are bounded: every label here has a closed set of values, or a bound on them ([`Hosts`]).
 
 use std::{
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
@@ -14,7 +14,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::error::Reason;
+use crate::{error::Reason, hosts::Hosts};
 
 /// Which way a connection goes, seen from the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct Metrics {
     open: [[AtomicI64; TLS.len()]; 2],
     bytes: [[AtomicU64; 2]; 2],
     inbound_requests: [AtomicU64; 2],
+    /// Connections to what is outside the mesh.
+    pub passed_through: Hosts,
 }
 
 /// How long detections took.
@@ -184,6 +186,11 @@ impl Collector for ProcessCollector {
         for (labels, value) in open {
             ConstGauge::new(value).encode(gauge.encode_family(&labels)?)?;
         }
+        Families(&mut encoder).counters(
+            "remora_outbound_passthrough_connections",
+            "Connections to what is outside the mesh, by server name or Host",
+            m.passed_through.all().into_iter().map(|(host, value)| ([("host", host)], value)),
+        )?;
         Families(&mut encoder).counters(
             "remora_inbound_http_requests",
             "Requests that arrived for the pod's application",

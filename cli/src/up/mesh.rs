@@ -56,6 +56,7 @@ pub fn translate(vips: &[Vip]) -> Result<(), Error> {
         vip: IpAddr::V4(vip.address),
         port: vip.port,
         endpoints: vip.targets.iter().copied().map(SocketAddr::from).collect(),
+        shared: vip.node,
     });
     ServiceNat::new(vips.collect()).apply().map_err(|error| Error::Network {
         what: "translate Service addresses".into(),

@@ -11,7 +11,10 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::manifests::{Key, key};
+use super::{
+    manifests::{Key, key},
+    net::NODE,
+};
 
 /// First 16 bits of the cluster addresses that are given out.
 const CLUSTER_IPS: [u8; 2] = [10, 96];
@@ -30,6 +33,8 @@ pub struct Entry {
     pub key: Key,
     /// `None` for headless ones and those that are an alias.
     pub cluster_ip: Option<Ipv4Addr>,
+    /// Other addresses at which it is reached: of a load balancer, and `externalIPs`.
+    pub external: Vec<Ipv4Addr>,
     /// The name that the Service is an alias of.
     pub external_name: Option<String>,
     /// Its ports.
@@ -47,6 +52,8 @@ pub struct Port {
     pub name: Option<String>,
     /// What callers dial.
     pub port: u16,
+    /// What callers dial at the node's address.
+    pub node_port: Option<u16>,
     /// Where pods listen.
     pub target: IntOrString,
     /// `TCP` or `UDP`.
@@ -79,6 +86,8 @@ pub struct Vip {
     pub udp: bool,
     /// Addresses and ports of the pods; empty means refuse.
     pub targets: Vec<(Ipv4Addr, u16)>,
+    /// It is the node's, and other ports of it are not for Services.
+    pub node: bool,
 }
 
 impl Entry {
@@ -105,15 +114,22 @@ impl Entry {
         let ports = spec.ports.into_iter().flatten().filter_map(|p| {
             Some(Port {
                 port: port(p.port)?,
+                node_port: p.node_port.and_then(port).filter(|port| *port > 0),
                 target: p.target_port.unwrap_or(IntOrString::Int(p.port)),
                 name: p.name,
                 protocol: p.protocol.unwrap_or_else(|| "TCP".into()),
             })
         });
+        let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let ingress = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
+        let external = ingress.filter_map(|ingress| ingress.ip.as_ref());
+        let external = external.chain(spec.external_ips.iter().flatten());
+        let external: BTreeSet<Ipv4Addr> = external.filter_map(|ip| ip.parse().ok()).collect();
         let alias = spec.type_.as_deref() == Some("ExternalName");
         Self {
             key: key(&service.metadata),
             cluster_ip: cluster_ip.filter(|_| !alias),
+            external: external.into_iter().collect(),
             external_name: spec.external_name.filter(|_| alias),
             ports: ports.collect(),
             backends: Vec::new(),
@@ -139,14 +155,21 @@ impl Table {
     pub fn vips(&self) -> Vec<Vip> {
         let of = |service: &Entry, port: &Port| {
             let targets = service.ready().filter_map(|pod| Some((pod.address, pod.target(port)?)));
-            Some(Vip {
-                address: service.cluster_ip?,
-                port: port.port,
+            let targets: Vec<_> = targets.collect();
+            let vip = |address, port_number, node| Vip {
+                address,
+                port: port_number,
                 udp: port.protocol == "UDP",
-                targets: targets.collect(),
-            })
+                targets: targets.clone(),
+                node,
+            };
+            let own = service.cluster_ip.iter().chain(&service.external);
+            let at_node = service.cluster_ip.and(port.node_port);
+            own.map(|address| vip(*address, port.port, false))
+                .chain(at_node.map(|port| vip(NODE, port, true)))
+                .collect::<Vec<_>>()
         };
-        self.services.iter().flat_map(|s| s.ports.iter().filter_map(|p| of(s, p))).collect()
+        self.services.iter().flat_map(|s| s.ports.iter().flat_map(|p| of(s, p))).collect()
     }
 
     /// The Service of that name.

@@ -19,6 +19,7 @@ use remora_core::settings::InvalidAnnotation;
 use crate::source::{self, EndpointSlice, Event, Key, Kind, Object};
 
 pub mod answer;
+mod dials;
 mod model;
 pub mod policy;
 pub mod protocol;
@@ -28,7 +29,7 @@ mod subscriptions;
 
 pub use crate::source::Name;
 use answer::{Answer, Caller, Snapshot, Target};
-use model::{Namespace, Pod, Service};
+use model::{Dials, Namespace, Pod, Service};
 use resolve::PortSnapshots;
 use routes::Routes;
 pub use subscriptions::SubscriberId;
@@ -111,6 +112,10 @@ struct Touched {
     routed: BTreeSet<Name>,
     /// Services of which only what callers of a namespace are told has changed.
     consumers: HashSet<(Name, Arc<str>)>,
+    /// Pods for whose connections something else holds now.
+    callers: HashSet<Name>,
+    /// The same of whole namespaces.
+    callers_in: HashSet<Arc<str>>,
     warnings: Vec<Warning>,
     objects: usize,
 }
@@ -248,7 +253,10 @@ impl Index {
         touched.objects += 1;
         match key.kind {
             Kind::Namespace => {
-                self.namespaces.remove(key.name.as_str());
+                let old = self.namespaces.remove(key.name.as_str());
+                if old.is_some_and(|old| old.dials != Dials::default()) {
+                    touched.callers_in.insert(name.name);
+                }
                 self.touch_namespace(&key.name, touched);
             }
             Kind::Service => self.replace_service(name, None, touched),
@@ -273,6 +281,9 @@ impl Index {
         let old = self.namespaces.get(name);
         if old.is_none_or(|old| old.object != *object) {
             let new = Namespace::parse(object, old, bad);
+            if old.map(|old| old.dials).unwrap_or_default() != new.dials {
+                touched.callers_in.insert(Arc::clone(name));
+            }
             self.namespaces.insert(Arc::clone(name), new);
             self.touch_namespace(name, touched);
         }
@@ -353,6 +364,10 @@ impl Index {
             touched.services.extend(self.services_naming(&name, &ips));
             touched.addresses.extend(ips);
             touched.pods.insert(name.clone());
+            let dials = |pod: &Option<Pod>| pod.as_ref().map(|pod| pod.dials).unwrap_or_default();
+            if dials(&old) != dials(&new) {
+                touched.callers.insert(name.clone());
+            }
         }
         if let Some(new) = new {
             self.pods.insert(name, new);
@@ -416,10 +431,18 @@ impl Index {
         self.attach_routes(&mut touched);
         let consumed = touched.consumers.iter().map(|(name, _)| name);
         let changed: HashSet<&Name> = touched.services.iter().chain(consumed).collect();
+        // Addresses of endpoints: an ingress controller that dialled one may mean the Service.
+        let mut behind: HashSet<IpAddr> = HashSet::new();
+        let ips = |ports: &BTreeMap<u16, PortSnapshots>| -> Vec<IpAddr> {
+            let all = ports.values().flat_map(|port| &*port.producer.endpoints);
+            all.map(|endpoint| endpoint.address.ip()).collect()
+        };
         for name in changed {
             let old = self.snapshots.remove(name).unwrap_or_default();
+            behind.extend(ips(&old));
             if let Some(service) = self.services.get(name) {
                 let new = self.compute(name, service, &old);
+                behind.extend(ips(&new));
                 self.snapshots.insert(name.clone(), new);
             }
         }
@@ -441,6 +464,18 @@ impl Index {
         }
         for ip in touched.addresses {
             subscribers.extend(self.subscriptions.of_address(ip));
+        }
+        for ip in behind {
+            let of_ingress = |id: &SubscriberId| {
+                self.subscriptions.target(*id).is_some_and(|(_, caller)| self.is_ingress(caller))
+            };
+            subscribers.extend(self.subscriptions.of_address(ip).filter(of_ingress));
+        }
+        if !touched.callers.is_empty() || !touched.callers_in.is_empty() {
+            subscribers.extend(self.subscriptions.of_callers(|caller| {
+                touched.callers_in.contains(caller.namespace.as_str())
+                    || touched.callers.contains(&Name::new(&caller.namespace, &caller.pod))
+            }));
         }
         Applied {
             touched: subscribers,
@@ -524,6 +559,8 @@ impl<K: Eq + Hash, V: Ord> Reverse<K, V> {
     }
 }
 
+#[cfg(test)]
+mod kinds_tests;
 #[cfg(test)]
 mod order_tests;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use remora_core::{
     names::{annotations, ports},
-    settings::{self, DefaultPolicy, PortSet},
+    settings::{self, DefaultPolicy, Ingress, OutboundPolicy, PortSet},
     spiffe::SpiffeId,
 };
 
@@ -22,6 +22,14 @@ pub(super) struct Namespace {
     pub(super) unproxied: Option<PortSet>,
     pub(super) opaque: Option<PortSet>,
     pub(super) inbound: Option<DefaultPolicy>,
+    pub(super) dials: Dials,
+}
+
+/// What holds for connections that a pod opens, where something is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Dials {
+    pub(super) policy: Option<OutboundPolicy>,
+    pub(super) ingress: Option<Ingress>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +56,7 @@ pub(super) struct Pod {
     pub(super) unproxied: Option<PortSet>,
     pub(super) opaque: Option<PortSet>,
     pub(super) inbound: Option<DefaultPolicy>,
+    pub(super) dials: Dials,
 }
 
 impl Namespace {
@@ -62,6 +71,7 @@ impl Namespace {
             unproxied: read.unproxied(old.map(|old| &old.unproxied)),
             opaque: read.opaque(old.map(|old| &old.opaque)),
             inbound: read.inbound(old.map(|old| &old.inbound)),
+            dials: read.dials(old.map(|old| &old.dials)),
         }
     }
 }
@@ -110,6 +120,7 @@ impl Pod {
             unproxied: read.unproxied(old.map(|old| &old.unproxied)),
             opaque: read.opaque(old.map(|old| &old.opaque)),
             inbound: read.inbound(old.map(|old| &old.inbound)),
+            dials: read.dials(old.map(|old| &old.dials)),
         }
     }
 
@@ -148,6 +159,14 @@ impl<'a> Reader<'a> {
 
     fn inbound(&mut self, old: Option<&Option<DefaultPolicy>>) -> Option<DefaultPolicy> {
         self.read(annotations::DEFAULT_INBOUND_POLICY, old)
+    }
+
+    fn dials(&mut self, old: Option<&Dials>) -> Dials {
+        let policy = old.map(|old| &old.policy);
+        Dials {
+            policy: self.read(annotations::DEFAULT_OUTBOUND_POLICY, policy),
+            ingress: self.read(annotations::INGRESS, old.map(|old| &old.ingress)),
+        }
     }
 
     fn unproxied(&mut self, old: Option<&Option<PortSet>>) -> Option<PortSet> {

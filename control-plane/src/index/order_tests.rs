@@ -39,9 +39,14 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn namespace(flags: [bool; 3]) -> (Key, Object) {
-    let annotations = json!({"config.remora.io/skip-inbound-ports": "8080"});
-    let object =
-        json!({"metadata": {"name": "shop", "annotations": annotated(flags[0], annotations)}});
+    let all = [
+        ("config.remora.io/skip-inbound-ports", "8080"),
+        ("config.remora.io/ingress", "enabled"),
+        ("config.remora.io/default-outbound-policy", "deny"),
+    ];
+    let chosen = all.iter().zip(flags).filter(|(_, flag)| *flag).map(|(pair, _)| *pair);
+    let annotations: BTreeMap<&str, &str> = chosen.collect();
+    let object = json!({"metadata": {"name": "shop", "annotations": annotations}});
     let object: core::Namespace = serde_json::from_value(object).unwrap();
     (key(Kind::Namespace, "shop"), Object::Namespace(Arc::new((&object).into())))
 }

@@ -44,13 +44,17 @@ impl Index {
     /// What a target is for a caller.
     #[must_use]
     pub fn resolve(&self, target: &Target, caller: &Caller) -> Answer {
-        match target {
+        let answer = match target {
             Target::Address(address) => self.at_address(*address, caller),
             Target::Authority(host, port) => match self.service_name(host, caller) {
                 Some(name) => self.of_service(&name, *port, caller),
                 None => Answer::NotOurs,
             },
             Target::Inbound => Answer::Inbound(Arc::new(self.inbound(caller))),
+        };
+        match answer {
+            Answer::NotOurs => self.outside(target, caller),
+            answer => answer,
         }
     }
 
@@ -71,6 +75,11 @@ impl Index {
             return self.of_service(name, address.port(), caller);
         }
         let Some((name, pod)) = self.pod_at(address.ip()) else { return Answer::NotOurs };
+        if self.is_ingress(caller)
+            && let Some((service, port)) = self.service_behind(address, name, pod)
+        {
+            return self.of_service(&service, port, caller);
+        }
         let explicit = self.explicit_opaque(&name.namespace, pod.opaque.as_ref());
         Answer::Pod(Arc::new(PodPort {
             protocol: protocol::decide(address.port(), explicit, None),

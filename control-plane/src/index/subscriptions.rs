@@ -82,6 +82,14 @@ impl Subscriptions {
         self.of(&Interest::Address(ip))
     }
 
+    /// All of these callers. Looks at every subscription: for what changes seldom.
+    pub(super) fn of_callers(
+        &self,
+        wanted: impl Fn(&Caller) -> bool,
+    ) -> impl Iterator<Item = SubscriberId> {
+        self.by_id.iter().filter(move |(_, s)| wanted(&s.caller)).map(|(id, _)| *id)
+    }
+
     fn of(&self, interest: &Interest) -> impl Iterator<Item = SubscriberId> + use<'_> {
         self.by_interest.get(interest).into_iter().flatten().copied()
     }

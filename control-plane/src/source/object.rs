@@ -336,6 +336,8 @@ pub(super) fn read_of_pods(key: &str) -> bool {
     [
         annotations::OPAQUE_PORTS,
         annotations::DEFAULT_INBOUND_POLICY,
+        annotations::DEFAULT_OUTBOUND_POLICY,
+        annotations::INGRESS,
         annotations::SKIP_INBOUND_PORTS,
         annotations::INJECT,
     ]

@@ -269,7 +269,7 @@ fn annotations_for(
     merged: &BTreeMap<String, String>,
     form: Form,
 ) -> BTreeMap<String, String> {
-    let known = |key: &str| annotations::CONFIG.contains(&key);
+    let known = |key: &str| annotations::CONFIG.contains(&key) && !annotations::LIVE.contains(&key);
     let inherited = merged.iter().filter(|(key, _)| known(key) && !on_pod.contains_key(*key));
     let mut all: BTreeMap<String, String> =
         inherited.map(|(key, value)| (key.clone(), value.clone())).collect();

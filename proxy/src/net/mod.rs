@@ -6,5 +6,6 @@ pub mod connect;
 pub mod copy;
 pub mod detect;
 pub mod listener;
+pub mod overheard;
 pub mod prefixed;
 pub mod scratch;

@@ -33,7 +33,7 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use remora_core::{drain, settings::HeaderSize};
+use remora_core::{authority::Authority, drain, settings::HeaderSize};
 use tokio::net::TcpStream;
 
 use self::snapshot::{By, Snapshot};
@@ -164,7 +164,10 @@ impl Outbound {
             }
         };
         let target = match &source {
-            Source::Explicit(authority) => Target::Authority(authority.to_string()),
+            Source::Explicit(authority) => match authority.parse() {
+                Ok(Authority::Address(addr)) => Target::Address(addr),
+                _ => Target::Authority(authority.to_string()),
+            },
             Source::Redirected => match original_destination(&client) {
                 Ok(addr) if listener::is_own(&client, addr, &self.own) => {
                     return self.refuse(&client, &Error::Loop(addr));

@@ -37,6 +37,7 @@ use crate::{
         connect::Reset,
         copy::{self, Carried},
         detect::{self, Detected},
+        overheard::Overheard,
         prefixed::Prefixed,
     },
     tls::Alpn,
@@ -48,7 +49,9 @@ const MAX_DIALS: usize = 3;
 const FIRST_WORD: usize = 4096;
 
 /// Not in the mesh's world: on to where it was going, untouched.
-pub(super) async fn pass_through(outbound: &Outbound, mut client: TcpStream, addr: SocketAddr) {
+pub(super) async fn pass_through(outbound: &Outbound, client: TcpStream, addr: SocketAddr) {
+    let metrics = &outbound.metrics;
+    let mut client = Overheard::new(client, |name| metrics.passed_through.count(name));
     let _open = outbound.metrics.connection(Direction::Outbound, Tls::Passthrough);
     // The application's own patience is the bound here, as it would be without us.
     let bound = Duration::from_secs(120);
@@ -58,7 +61,7 @@ pub(super) async fn pass_through(outbound: &Outbound, mut client: TcpStream, add
             let _ = copy::bidirectional(&mut client, &mut server, &mut carried, None).await;
             outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
         }
-        Err(error) => outbound.refuse(&client, &error),
+        Err(error) => outbound.refuse(client.get_ref(), &error),
     }
 }
 

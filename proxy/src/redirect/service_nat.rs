@@ -21,12 +21,14 @@ pub struct ServiceVip {
     pub port: u16,
     /// Where its connections go, of the same family as `vip` (others are left out); none: refused.
     pub endpoints: Vec<SocketAddr>,
+    /// The address is not the Service's alone, as a node's is not: its other ports are left alone.
+    pub shared: bool,
 }
 
 /// Translation of Service addresses in the node's network namespace: TCP, each connection to an
 /// endpoint at random.
 ///
-/// Every other TCP port of a listed address is refused with a reset, so that a wrong port fails at
+/// Every other TCP port of a listed address that is not shared is refused with a reset, so that a wrong port fails at
 /// once instead of timing out. The sender's address is kept except where a pod is sent back to
 /// itself: it would drop packets that claim to come from its own address, so there the node puts
 /// in its own.
@@ -79,24 +81,18 @@ impl ServiceNat {
                 continue;
             }
             let name = service.chain_name();
-            services.push(Rule {
-                matches: vec![
-                    Match::Destination(IpNet::from(service.vip)),
-                    Match::Tcp,
-                    Match::DestinationPort(service.port..=service.port),
-                ],
-                action: Action::Jump(name.clone()),
-            });
+            services.push(Rule { matches: service.matches(), action: Action::Jump(name.clone()) });
             chains.push(Chain { name, base: None, rules: spread(&endpoints) });
         }
-        let vips: BTreeSet<IpAddr> = self.services.iter().map(|service| service.vip).collect();
-        let refused: Vec<Rule> = vips
-            .into_iter()
-            .map(|vip| Rule {
-                matches: vec![Match::Destination(IpNet::from(vip)), Match::Tcp],
-                action: Action::Reset,
-            })
-            .collect();
+        let own = self.services.iter().filter(|service| !service.shared);
+        let vips: BTreeSet<IpAddr> = own.map(|service| service.vip).collect();
+        let whole = vips.into_iter().map(|vip| Rule {
+            matches: vec![Match::Destination(IpNet::from(vip)), Match::Tcp],
+            action: Action::Reset,
+        });
+        let idle = self.services.iter().filter(|s| s.shared && s.usable().is_empty());
+        let ports = idle.map(|service| Rule { matches: service.matches(), action: Action::Reset });
+        let refused: Vec<Rule> = whole.chain(ports).collect();
         let hairpin: BTreeSet<IpAddr> =
             self.services.iter().flat_map(ServiceVip::usable).map(|e| e.ip()).collect();
         let hairpin = hairpin.into_iter().map(|ip| Rule {
@@ -129,6 +125,14 @@ impl ServiceVip {
         self.endpoints.iter().filter(|e| e.is_ipv4() == self.vip.is_ipv4()).copied().collect()
     }
 
+    fn matches(&self) -> Vec<Match> {
+        vec![
+            Match::Destination(IpNet::from(self.vip)),
+            Match::Tcp,
+            Match::DestinationPort(self.port..=self.port),
+        ]
+    }
+
     fn chain_name(&self) -> String {
         format!("vip-{}-{}", self.vip, self.port).replace(':', "_")
     }
@@ -154,6 +158,12 @@ fn spread(endpoints: &[SocketAddr]) -> Vec<Rule> {
 mod tests {
     use super::*;
 
+    /// A port of the node's address.
+    fn at_node(port: u16, endpoints: &[&str]) -> ServiceVip {
+        let endpoints = endpoints.iter().map(|e| e.parse().unwrap()).collect();
+        ServiceVip { vip: "10.244.0.1".parse().unwrap(), port, endpoints, shared: true }
+    }
+
     #[test]
     fn endpoints_share_evenly_and_other_ports_are_refused() {
         let nat = ServiceNat::new(vec![
@@ -163,8 +173,16 @@ mod tests {
                 endpoints: ["10.244.0.2:8080", "10.244.0.3:8080", "[fd00::3]:8080"]
                     .map(|e| e.parse().unwrap())
                     .to_vec(),
+                shared: false,
             },
-            ServiceVip { vip: "10.96.0.1".parse().unwrap(), port: 81, endpoints: Vec::new() },
+            ServiceVip {
+                vip: "10.96.0.1".parse().unwrap(),
+                port: 81,
+                endpoints: Vec::new(),
+                shared: false,
+            },
+            at_node(30080, &["10.244.0.2:8080"]),
+            at_node(30081, &[]),
         ]);
         assert_eq!(
             nat.table().to_string(),
@@ -174,12 +192,18 @@ mod tests {
 \t\tdnat ip to 10.244.0.3:8080
 \t}
 
+\tchain vip-10.244.0.1-30080 {
+\t\tdnat ip to 10.244.0.2:8080
+\t}
+
 \tchain services {
 \t\tip daddr 10.96.0.1/32 meta l4proto tcp tcp dport 80 jump vip-10.96.0.1-80
+\t\tip daddr 10.244.0.1/32 meta l4proto tcp tcp dport 30080 jump vip-10.244.0.1-30080
 \t}
 
 \tchain refused {
 \t\tip daddr 10.96.0.1/32 meta l4proto tcp reject with tcp reset
+\t\tip daddr 10.244.0.1/32 meta l4proto tcp tcp dport 30081 reject with tcp reset
 \t}
 
 \tchain prerouting {

@@ -9,7 +9,7 @@ use super::{
 
 fn vip(port: u16, endpoints: &[(Ipv4Addr, u16)]) -> ServiceVip {
     let endpoints = endpoints.iter().map(|&endpoint| endpoint.into()).collect();
-    ServiceVip { vip: VIP.into(), port, endpoints }
+    ServiceVip { vip: VIP.into(), port, endpoints, shared: false }
 }
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 7);
@@ -70,7 +70,12 @@ fn service_addresses_work_in_ipv6() {
         let ip = pods[1].ip_v6;
         let server = pods[1].run(move || listen(ip, 8080));
         let vip: Ipv6Addr = "fd96::7".parse().unwrap();
-        let service = ServiceVip { vip: vip.into(), port: 80, endpoints: vec![(ip, 8080).into()] };
+        let service = ServiceVip {
+            vip: vip.into(),
+            port: 80,
+            endpoints: vec![(ip, 8080).into()],
+            shared: false,
+        };
         ServiceNat::new(vec![service]).apply().unwrap();
         let client = pods[0].run(move || dial((vip, 80), 0).unwrap());
         assert!(reached(&server, &client));
