@@ -237,7 +237,7 @@ fn retry(policy: &Retry) -> pb::RetryPolicy {
         }),
         backoff: Some(duration(policy.backoff)),
         max_backoff: Some(duration(policy.max_backoff)),
-        unanswered: false,
+        unanswered: policy.unanswered,
     }
 }
 

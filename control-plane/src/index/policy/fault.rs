@@ -5,7 +5,7 @@ use std::time::Duration;
 use remora_core::settings::InvalidAnnotation;
 
 use super::{Annotations, Warnings, no_effect, read, retry, values};
-use crate::index::routes::rule::ValueMatch;
+use crate::index::routes::{check, rule::ValueMatch};
 
 const ABORT_HTTP: &str = "fault.remora.io/abort-http";
 const ABORT_GRPC: &str = "fault.remora.io/abort-grpc";
@@ -17,8 +17,8 @@ const HEADERS: &str = "fault.remora.io/headers";
 pub(super) const KEYS: [&str; 6] =
     [ABORT_HTTP, ABORT_GRPC, ABORT_PERCENT, DELAY, DELAY_PERCENT, HEADERS];
 
-/// Longest delay, in seconds.
-const MAX_DELAY: u64 = 3600;
+/// Longest delay, in seconds; proxies hold no request up for longer.
+const MAX_DELAY: u64 = 300;
 /// Most fields that can be asked for.
 const MAX_HEADERS: usize = 16;
 
@@ -106,6 +106,7 @@ fn headers(s: &str) -> Result<Vec<ValueMatch>, String> {
             })
         })
         .collect::<Result<_, _>>()?;
+    all.iter().filter(|field| field.regex).try_for_each(|field| check::pattern(&field.value))?;
     if all.len() > MAX_HEADERS {
         return Err(format!("{} fields; use at most {MAX_HEADERS}", all.len()));
     }

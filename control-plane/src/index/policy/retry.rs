@@ -57,6 +57,8 @@ pub struct Retry {
     pub max_backoff: Duration,
     /// Bound on the share of retries.
     pub budget: Budget,
+    /// Attempts without an answer are retried too, whatever the statuses are.
+    pub unanswered: bool,
 }
 
 /// Bound on the share of retries.
@@ -88,6 +90,7 @@ impl Default for Retry {
             backoff: BACKOFFS.0,
             max_backoff: BACKOFFS.1,
             budget: Budget::default(),
+            unanswered: false,
         }
     }
 }
@@ -122,6 +125,7 @@ pub(super) fn read_all(map: &Annotations) -> Result<Retry, InvalidAnnotation> {
         // A longer first pause alone is no contradiction: the default bound gives way.
         max_backoff: max_backoff.unwrap_or(BACKOFFS.1.max(backoff)),
         budget: budget(map)?,
+        unanswered: false,
     };
     if retry.max_backoff < retry.backoff {
         let problem = format!(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    check,
     parse::{Problem, Reason, Ref, reference},
     rule::{Cors, Filter, HeaderModifier, PathModifier, Redirect, Rewrite},
 };
@@ -44,11 +45,11 @@ fn one(
     match written.kind.as_str() {
         "RequestHeaderModifier" => {
             let change = written.request_header_modifier.as_ref().ok_or_else(missing)?;
-            Ok(Filter::RequestHeaders(headers(change)))
+            Ok(Filter::RequestHeaders(headers(change)?))
         }
         "ResponseHeaderModifier" => {
             let change = written.response_header_modifier.as_ref().ok_or_else(missing)?;
-            Ok(Filter::ResponseHeaders(headers(change)))
+            Ok(Filter::ResponseHeaders(headers(change)?))
         }
         "RequestRedirect" => {
             redirect(written.request_redirect.as_ref().ok_or_else(missing)?, prefix)
@@ -56,10 +57,10 @@ fn one(
         "URLRewrite" => {
             let rewrite = written.url_rewrite.as_ref().ok_or_else(missing)?;
             let path = path(rewrite.path.as_ref(), prefix)?;
-            Ok(Filter::Rewrite(Rewrite { hostname: text(rewrite.hostname.as_ref()), path }))
+            Ok(Filter::Rewrite(Rewrite { hostname: host(rewrite.hostname.as_ref())?, path }))
         }
         "RequestMirror" => mirror(object, written.request_mirror.as_ref().ok_or_else(missing)?),
-        "CORS" => Ok(Filter::Cors(cors(written.cors.as_ref().ok_or_else(missing)?))),
+        "CORS" => Ok(Filter::Cors(cors(written.cors.as_ref().ok_or_else(missing)?)?)),
         "ExtensionRef" => Err(Problem {
             reason: Reason::UnknownFilter,
             message: "filter ExtensionRef: no kind of object is a filter here".to_owned(),
@@ -68,15 +69,20 @@ fn one(
     }
 }
 
-fn headers(written: &route::HeaderModifier) -> HeaderModifier {
+fn headers(written: &route::HeaderModifier) -> Result<HeaderModifier, Problem> {
+    for header in written.set.iter().chain(&written.add) {
+        check::field_name(&header.name)?;
+        check::field_value(&header.value)?;
+    }
+    written.remove.iter().try_for_each(|name| check::field_name(name))?;
     let pairs = |headers: &[route::Header]| {
         headers.iter().map(|header| (header.name.clone(), header.value.clone())).collect()
     };
-    HeaderModifier {
+    Ok(HeaderModifier {
         set: pairs(&written.set),
         add: pairs(&written.add),
         remove: written.remove.clone(),
-    }
+    })
 }
 
 fn redirect(written: &route::RequestRedirect, prefix: bool) -> Result<Filter<Ref>, Problem> {
@@ -97,15 +103,16 @@ fn redirect(written: &route::RequestRedirect, prefix: bool) -> Result<Filter<Ref
     });
     Ok(Filter::Redirect(Redirect {
         scheme,
-        hostname: text(written.hostname.as_ref()),
+        hostname: host(written.hostname.as_ref())?,
         port: port.transpose()?,
         path: path(written.path.as_ref(), prefix)?,
         status,
     }))
 }
 
-fn text(text: Option<&String>) -> Option<String> {
-    text.filter(|text| !text.is_empty()).cloned()
+fn host(name: Option<&String>) -> Result<Option<String>, Problem> {
+    let name = name.filter(|name| !name.is_empty());
+    name.map(|name| check::host(name).map(|()| name.clone())).transpose()
 }
 
 fn path(
@@ -149,16 +156,19 @@ fn mirror(object: &route::Route, written: &route::RequestMirror) -> Result<Filte
     Ok(Filter::Mirror { backend: reference(object, &written.backend_ref), numerator, denominator })
 }
 
-fn cors(written: &route::Cors) -> Cors {
+fn cors(written: &route::Cors) -> Result<Cors, Problem> {
+    written.allow_origins.iter().try_for_each(|origin| check::origin(origin))?;
+    let lists = [&written.allow_methods, &written.allow_headers, &written.expose_headers];
+    lists.into_iter().flatten().try_for_each(|name| check::field_name(name))?;
     let max_age = written.max_age.filter(|seconds| *seconds > 0).unwrap_or(CORS_MAX_AGE);
-    Cors {
+    Ok(Cors {
         allow_origins: written.allow_origins.clone(),
         allow_methods: written.allow_methods.clone(),
         allow_headers: written.allow_headers.clone(),
         expose_headers: written.expose_headers.clone(),
         allow_credentials: written.allow_credentials.unwrap_or(false),
         max_age: Duration::from_secs(u64::from(max_age.unsigned_abs())),
-    }
+    })
 }
 
 fn incompatible(message: &str) -> Problem {

@@ -1,6 +1,7 @@
 //! Which requests a rule is for, and what decides between two rules that are both for it.
 
 use super::{
+    check,
     parse::{Problem, Rank},
     rule::{Path, RouteMatch, ValueMatch},
 };
@@ -25,7 +26,7 @@ fn one_http(written: &HttpMatch) -> Result<(Rank, RouteMatch), Problem> {
     let kind = path.and_then(|path| path.kind.as_deref()).unwrap_or("PathPrefix");
     let (class, path) = match kind {
         "Exact" => (2, Path::Exact(absolute(value)?)),
-        "RegularExpression" => (1, Path::Regex(value.to_owned())),
+        "RegularExpression" => (1, Path::Regex(expression(value)?)),
         "PathPrefix" => {
             let value = absolute(value)?;
             let bare = value.trim_end_matches('/');
@@ -40,6 +41,9 @@ fn one_http(written: &HttpMatch) -> Result<(Rank, RouteMatch), Problem> {
     };
     let rank = [class, len, usize::from(written.method.is_some()), headers.len(), query.len()];
     let method = written.method.clone();
+    if method.as_ref().is_some_and(|method| !check::is_token(method)) {
+        return Err(Problem::unsupported(format!("{method:?} is no method")));
+    }
     Ok((rank, RouteMatch { path: Some(path), method, headers, query }))
 }
 
@@ -76,11 +80,15 @@ fn one_grpc(written: &GrpcMatch) -> Result<(Rank, RouteMatch), Problem> {
         ("Exact", Some(service), Some(name)) => Some(Path::Exact(format!("/{service}/{name}"))),
         ("Exact", Some(service), None) => Some(Path::Prefix(format!("/{service}"))),
         // A method's name is letters, digits and underscores.
-        ("Exact", None, Some(name)) => Some(Path::Regex(format!("/[^/]+/{name}"))),
+        ("Exact", None, Some(name)) => Some(Path::Regex(expression(&format!("/[^/]+/{name}"))?)),
         ("RegularExpression", service, name) => {
+            for part in [&service, &name].into_iter().flatten() {
+                // On its own first: `a)(b` would become good in the brackets.
+                expression(part)?;
+            }
             let part =
                 |part: Option<String>| part.map_or("[^/]+".to_owned(), |p| format!("(?:{p})"));
-            Some(Path::Regex(format!("/{}/{}", part(service), part(name))))
+            Some(Path::Regex(expression(&format!("/{}/{}", part(service), part(name)))?))
         }
         (other, ..) => return Err(unknown("type of a method", other)),
     };
@@ -90,7 +98,13 @@ fn one_grpc(written: &GrpcMatch) -> Result<(Rank, RouteMatch), Problem> {
 }
 
 fn fields(written: &[route::ValueMatch]) -> Result<Vec<ValueMatch>, Problem> {
+    written.iter().try_for_each(|value| check::field_name(&value.name))?;
     values(written, str::eq_ignore_ascii_case)
+}
+
+fn expression(text: &str) -> Result<String, Problem> {
+    check::pattern(text).map_err(Problem::unsupported)?;
+    Ok(text.to_owned())
 }
 
 /// Of several with the same name the first counts.
@@ -102,7 +116,10 @@ fn values(
     for value in written {
         let regex = match value.kind.as_deref().unwrap_or("Exact") {
             "Exact" => false,
-            "RegularExpression" => true,
+            "RegularExpression" => {
+                expression(&value.value)?;
+                true
+            }
             other => return Err(unknown("type of a value", other)),
         };
         if out.iter().all(|known| !same(&known.name, &value.name)) {

@@ -1,8 +1,8 @@
 //! Gateway API's routes on Services (GAMMA).
 //!
 //! - [`rule`]: what proxies are told, in the index's words;
-//! - `parse` reads one route, with `matches`, `filters` and `policy`: all that can be said without
-//!   other objects;
+//! - `parse` reads one route, with `matches`, `filters`, `policy` and `check`: all that can be said
+//!   without other objects;
 //! - `attach` puts the routes of a Service together: whose they are (producer or consumer), which
 //!   kind wins, what comes first, and where their references lead;
 //! - `status` says what became of a route, for the route's own status.
@@ -24,6 +24,7 @@ use crate::source::{
 };
 
 mod attach;
+pub(in crate::index) mod check;
 mod filters;
 mod matches;
 mod parse;

@@ -5,6 +5,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use remora_core::settings::parse_duration;
 
 use super::{
+    check,
     parse::Problem,
     rule::{Policy, RouteTimeouts, Session},
 };
@@ -77,7 +78,7 @@ fn duration(text: &str) -> Result<Duration, Problem> {
 
 /// GEP-1731. Which methods, which gRPC codes and how long an attempt may take is left to annotations.
 fn retry(annotated: &RoutePolicy, asked: &route::Retry) -> Result<Retry, Problem> {
-    let mut retry = annotated.how.clone();
+    let mut retry = Retry { unanswered: true, ..annotated.how.clone() };
     if !asked.codes.is_empty() {
         retry.http = asked.codes.iter().map(|code| status(*code)).collect::<Result<_, _>>()?;
     }
@@ -85,7 +86,8 @@ fn retry(annotated: &RoutePolicy, asked: &route::Retry) -> Result<Retry, Problem
         retry.limit = u32::try_from(attempts).unwrap_or(0).min(MAX_RETRIES);
     }
     if let Some(backoff) = &asked.backoff {
-        retry.backoff = duration(backoff)?;
+        // A proxy waits between half and all of it, and the standard's is the least.
+        retry.backoff = duration(backoff)?.saturating_mul(2);
         retry.max_backoff = retry.backoff.saturating_mul(BACKOFF_GROWTH);
     }
     Ok(retry)
@@ -105,7 +107,7 @@ fn session(
     let Some(written) = written else { return Ok(None) };
     let named = written.session_name.as_deref().filter(|name| !name.is_empty());
     let name = match named {
-        Some(name) if name.len() > MAX_SESSION_NAME || !name.bytes().all(is_token) => {
+        Some(name) if name.len() > MAX_SESSION_NAME || !check::is_token(name) => {
             return Err(Problem::unsupported(format!("sessionName {name:?} is no name")));
         }
         Some(name) => name.to_owned(),
@@ -128,11 +130,6 @@ fn session(
             Err(Problem::unsupported(problem))
         }
     }
-}
-
-/// RFC 9110 §5.6.2, which cookies' names (RFC 6265 §4.1.1) are too.
-fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
 /// FNV-1a: the same in every replica and version.

@@ -384,6 +384,35 @@ fn a_rule_that_cannot_be_done_is_answered_rather_than_passed_by() {
     assert!(routes.http[0].rule.no_backend());
 }
 
+/// A proxy refuses all routes of a Service where it cannot do one of them, so none may come to it.
+#[test]
+fn what_no_proxy_could_do_is_a_problem_of_its_rule_alone() {
+    let modified = |name: &str, value: &str| {
+        let set = json!([{"name": name, "value": value}]);
+        json!({"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": set}}]})
+    };
+    let matched = |with: serde_json::Value| json!({"matches": [with]});
+    let regex = "RegularExpression";
+    for bad in [
+        matched(json!({"path": {"type": regex, "value": "("}})),
+        matched(json!({"headers": [{"type": regex, "name": "a", "value": "(?=a)"}]})),
+        matched(json!({"headers": [{"name": "a b", "value": "1"}]})),
+        matched(json!({"queryParams": [{"type": regex, "name": "a", "value": ")("}]})),
+        matched(json!({"method": "GET IT"})),
+        modified("x a", "1"),
+        modified("x", "a\r\nb"),
+        json!({"filters": [{"type": "URLRewrite", "urlRewrite": {"hostname": "a/b"}}]}),
+        json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "*"}}]}),
+        json!({"filters": [{"type": "CORS", "cors": {"allowOrigins": ["ftp://a"]}}]}),
+    ] {
+        let rules = json!([bad, {"backendRefs": [to("cart")]}]);
+        let index = index(&[service("shop", "cart"), on_cart("HTTPRoute", "shop", "r", rules)]);
+        let parsed = &index.routes.routes.values().next().unwrap().rules;
+        let done: Vec<_> = parsed.iter().map(|rule| rule.problem.is_none()).collect();
+        assert_eq!(done, [false, true], "{bad}");
+    }
+}
+
 #[test]
 fn fields_of_the_standard_win_over_annotations() {
     let mut route = on_cart(
@@ -426,6 +455,8 @@ fn fields_of_the_standard_win_over_annotations() {
         (retry.http, retry.limit, retry.methods),
         (vec![503..=503], 3, vec!["POST".to_owned()])
     );
+    // Of which between half and all is waited: never less than what is asked for.
+    assert_eq!(retry.backoff, std::time::Duration::from_millis(200));
     assert_eq!(none.retry.unwrap().http, [500..=599]);
     assert_eq!(
         own.session,
