@@ -13,6 +13,8 @@ use crate::index::routes::{
 
 /// A rule, and of it a match.
 type Place = (RouteId, usize, usize);
+/// A match of a rule, and who takes what it is for; `None`: it is reached.
+type Taken = (usize, Option<String>);
 
 pub(super) fn check(report: &mut Report<'_>) {
     // Of each match, on every port that it is on: who takes what it is for.
@@ -25,7 +27,7 @@ pub(super) fn check(report: &mut Report<'_>) {
             takers.entry((one.route.clone(), one.rule, one.at)).or_default().push(taker);
         }
     }
-    let mut rules: BTreeMap<(RouteId, usize), Vec<(usize, Option<String>)>> = BTreeMap::new();
+    let mut rules: BTreeMap<(RouteId, usize), Vec<Taken>> = BTreeMap::new();
     for ((route, rule, at), takers) in takers {
         // Reached on one port is reached.
         let taker =
