@@ -9,7 +9,7 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{check, demo, install, sim, up};
+use crate::{check, demo, install, lint, sim, up};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Program {
     Demo(demo::Args),
     /// Simulate balancing, circuit breaking and retries over servers of your making.
     Sim(sim::Args),
+    /// Say what can be known to be wrong with manifests.
+    Lint(lint::Args),
 
     /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
     Check(check::Args),
@@ -101,6 +103,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Exec(args) => report(up::exec::run(args)),
         Program::Demo(args) => demo::run(&args),
         Program::Sim(args) => sim::main(&args),
+        Program::Lint(args) => lint::main(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
         Program::Check(args) => report(check::run(&args)),
         Program::Install(args) => report(install::run(args)),

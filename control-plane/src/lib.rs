@@ -5,6 +5,7 @@
 //! - [`index`] objects in, answers out; pure;
 //! - [`discovery`] the index over gRPC;
 //! - [`identity`] the certificate authority;
+//! - [`lint`] what can be known to be wrong with manifests; pure;
 //! - [`leader`] what one replica of several writes: trust bundles, Events;
 //! - [`server`] the listener with its own certificate;
 //! - [`app`] puts them together.
@@ -14,6 +15,7 @@ pub mod discovery;
 pub mod identity;
 pub mod index;
 pub mod leader;
+pub mod lint;
 pub mod metrics;
 mod pages;
 pub mod server;

@@ -75,13 +75,17 @@ mod tests {
     use serde::Deserialize;
     use serde_json::Value;
 
-    fn documents(replicas: u32, remora: &str) -> Vec<Value> {
-        let values = Values {
+    fn values(remora: &str) -> Values {
+        Values {
             remora: remora.into(),
             control: "/run/shop/control".into(),
             report: "/run/shop/report.sock".into(),
             rate: 150,
-        };
+        }
+    }
+
+    fn documents(replicas: u32, remora: &str) -> Vec<Value> {
+        let values = values(remora);
         let text =
             format!("{}\n---\n{}", values.fill(SHOP, replicas), values.fill(ORDERS, replicas));
         text.split("\n---\n")
@@ -127,6 +131,16 @@ mod tests {
                 kind => assert_eq!(kind, Some("Namespace")),
             }
         }
+    }
+
+    #[test]
+    fn lint_finds_nothing_wrong_with_the_shop() {
+        use remora_control_plane::{lint::lint, source::manifest};
+        let dir = tempfile::tempdir().unwrap();
+        values("/usr/bin/remora").write(dir.path()).unwrap();
+        let objects = manifest::load(&[dir.path().to_owned()]).unwrap();
+        assert!(!objects.all().is_empty());
+        assert_eq!(lint(&objects), []);
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub struct Policy {
     pub bulkheads: Bulkheads,
 }
 
+/// What follows from a value that cannot be used.
+const LEFT: &str = "; what held before, or else the default, stays in force";
+
 /// Every key that is read.
 const KNOWN: [&[&str]; 6] = [
     &balancer::KEYS,
@@ -97,8 +100,13 @@ fn or<T>(new: Result<T, InvalidAnnotation>, old: T, warn: &mut Warnings) -> T {
 
 /// A bad value that leaves what it was to change as it was.
 pub(super) fn left(mut error: InvalidAnnotation) -> InvalidAnnotation {
-    error.problem.push_str("; what held before, or else the default, stays in force");
+    error.problem.push_str(LEFT);
     error
+}
+
+/// Whether it says of a value that it cannot be used, and not only what follows from one that can.
+pub(crate) fn is_left(warning: &InvalidAnnotation) -> bool {
+    warning.problem.ends_with(LEFT)
 }
 
 fn unknown_keys(map: &Annotations, warn: &mut Warnings) {

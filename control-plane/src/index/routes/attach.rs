@@ -7,11 +7,13 @@ use std::{
 };
 
 use super::{
+    RouteId,
     parse::{Parsed, ParsedRule, Rank, Ref},
     rule::{
         Backend, RefReason, Route, RouteMatch, Routes, Rule, SharedRoutes, StreamRoute, Unresolved,
         WeightedBackend,
     },
+    view::{Matched, Ordered, OrderedMatch},
 };
 use crate::{
     index::{Index, Name, model::Service},
@@ -97,18 +99,8 @@ impl Index {
     ) -> BTreeMap<u16, Attached> {
         let mut attached: BTreeMap<u16, Attached> = BTreeMap::new();
         let Some(service) = self.services.get(name) else { return attached };
-        let members: Vec<Member<'_>> = self
-            .routes_on(name)
-            .filter(|route| route.is_usable())
-            .map(|route| Member { route, rules: self.rules(route, name) })
-            .collect();
-        let mut groups: BTreeMap<(u16, Group), Vec<&Member<'_>>> = BTreeMap::new();
-        for member in &members {
-            for port in self.ports_of(member.route, name, service) {
-                groups.entry((port, member.route.group(name))).or_default().push(member);
-            }
-        }
-        for ((port, group), members) in groups {
+        let members = self.members(name);
+        for ((port, group), members) in self.groups(&members, name, service) {
             let new = merge(&members);
             let old = old.get(&port);
             let at = attached.entry(port).or_default();
@@ -124,6 +116,52 @@ impl Index {
             }
         }
         attached
+    }
+
+    /// The order of precedence on a port of a Service: every match of the routes of one group, with
+    /// the position of its rule and its own, the first that holds first.
+    pub(super) fn ordered(&self, name: &Name) -> Vec<Ordered> {
+        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let members = self.members(name);
+        let groups = self.groups(&members, name, service).into_iter();
+        let ordered = groups.map(|((port, consumers), members)| {
+            let least = members.iter().map(|member| precedence(member.route.kind())).min();
+            let counting = |member: &&Member<'_>| Some(precedence(member.route.kind())) == least;
+            let members = members.iter().copied().filter(counting);
+            let matches = match least {
+                Some(0 | 1) => listed(
+                    entries(members, |rule| Some(&*rule.matches).filter(|m| !m.is_empty())),
+                    |one| Matched::Requests(one.cloned().unwrap_or_default()),
+                ),
+                _ => listed(entries(members, |rule| Some(&*rule.server_names)), |name| {
+                    Matched::Connections(name.cloned())
+                }),
+            };
+            Ordered { service: name.clone(), port, consumers, matches }
+        });
+        ordered.collect()
+    }
+
+    fn members(&self, name: &Name) -> Vec<Member<'_>> {
+        self.routes_on(name)
+            .filter(|route| route.is_usable())
+            .map(|route| Member { route, rules: self.rules(route, name) })
+            .collect()
+    }
+
+    fn groups<'a, 'm>(
+        &self,
+        members: &'m [Member<'a>],
+        name: &Name,
+        service: &Service,
+    ) -> BTreeMap<(u16, Group), Vec<&'m Member<'a>>> {
+        let mut groups: BTreeMap<(u16, Group), Vec<&Member<'_>>> = BTreeMap::new();
+        for member in members {
+            for port in self.ports_of(member.route, name, service) {
+                groups.entry((port, member.route.group(name))).or_default().push(member);
+            }
+        }
+        groups
     }
 
     /// All routes that want to be attached to a Service.
@@ -264,6 +302,19 @@ fn entries<'a, M: 'a>(
         first.then_with(|| a.route.age().cmp(&b.route.age())).then_with(|| a.at.cmp(&b.at))
     });
     all
+}
+
+fn listed<M>(
+    entries: Vec<Entry<'_, M>>,
+    matched: impl Fn(Option<&M>) -> Matched,
+) -> Vec<OrderedMatch> {
+    let one = |entry: &Entry<'_, M>| OrderedMatch {
+        route: RouteId { kind: entry.route.kind(), name: entry.route.object.meta.name.clone() },
+        rule: entry.at.0,
+        at: entry.at.1,
+        matched: matched(entry.matches),
+    };
+    entries.iter().map(one).collect()
 }
 
 /// Neighbours of the same rule are one route.

@@ -5,7 +5,8 @@
 //!   without other objects;
 //! - `attach` puts the routes of a Service together: whose they are (producer or consumer), which
 //!   kind wins, what comes first, and where their references lead;
-//! - `status` says what became of a route, for the route's own status.
+//! - `status` says what became of a route, for the route's own status;
+//! - `view` says what a route means, for those who judge manifests.
 //!
 //! What is computed for a Service is kept until one of the objects changes that it depends on: its
 //! routes, itself, a Service that they refer to, or a grant. Endpoints are none of these.
@@ -31,8 +32,10 @@ mod parse;
 mod policy;
 pub mod rule;
 mod status;
+mod view;
 
 pub use status::RouteStatus;
+pub use view::{Followed, Matched, Ordered, OrderedMatch, Refusal};
 
 pub(super) use attach::Attached;
 pub(super) use parse::Parsed;

@@ -56,7 +56,8 @@ pub fn slices<'a>(
         .collect()
 }
 
-fn selected(pod: &Pod, selector: &BTreeMap<String, String>) -> bool {
+/// Whether a selector picks a pod.
+pub(crate) fn selected(pod: &Pod, selector: &BTreeMap<String, String>) -> bool {
     let Some(labels) = &pod.metadata.labels else { return false };
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
@@ -110,7 +111,8 @@ fn ports_of(pod: &Pod, ports: &[ServicePort]) -> Ports {
     resolved
 }
 
-fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
+/// The number of a port that a pod names.
+pub(crate) fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i32> {
     let spec = pod.spec.as_ref()?;
     let sidecars = spec
         .init_containers

@@ -51,6 +51,7 @@ pub struct Problem {
 #[derive(Clone, Default)]
 pub struct Objects {
     all: BTreeMap<Key, Object>,
+    origins: BTreeMap<Key, (Arc<Path>, u64)>,
     /// What was left out or looks like a slip, though nothing is wrong enough to refuse the files.
     pub warnings: Vec<Problem>,
 }
@@ -69,6 +70,16 @@ pub fn load(dirs: &[PathBuf]) -> Result<Objects, Vec<Problem>> {
 /// Everything that is wrong with it, in the order of lines.
 pub fn parse(file: &Path, text: &str) -> Result<Objects, Vec<Problem>> {
     merge(&[Arc::new(file::parse(file, text))], Vec::new())
+}
+
+/// Loads directories and files together with a text that is no file, which problems call `name`.
+///
+/// # Errors
+/// Everything that is wrong with them, the text last.
+pub fn load_with(dirs: &[PathBuf], name: &Path, text: &str) -> Result<Objects, Vec<Problem>> {
+    let (mut parsed, problems) = Loader::new(dirs.to_vec()).read_all();
+    parsed.push(Arc::new(file::parse(name, text)));
+    merge(&parsed, problems)
 }
 
 /// Loads the same directories again and again, reading only files that changed.
@@ -93,6 +104,11 @@ impl Loader {
     /// Everything that is wrong with them. A directory that is missing is a problem, not an empty
     /// one, so that a rename dance never empties the mesh.
     pub fn load(&mut self) -> Result<Objects, Vec<Problem>> {
+        let (parsed, problems) = self.read_all();
+        merge(&parsed, problems)
+    }
+
+    fn read_all(&mut self) -> (Vec<Arc<Parsed>>, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut files = Vec::new();
         for dir in &self.dirs {
@@ -113,7 +129,7 @@ impl Loader {
         }
         self.changes += self.cache.keys().filter(|path| !fresh.contains_key(*path)).count() as u64;
         self.cache = fresh;
-        merge(&parsed, problems)
+        (parsed, problems)
     }
 
     /// A number that grows whenever a file's content may have changed, appeared or gone.
@@ -163,8 +179,11 @@ fn merge(parsed: &[Arc<Parsed>], mut problems: Vec<Problem>) -> Result<Objects, 
     if !problems.is_empty() {
         return Err(problems);
     }
+    let origin =
+        |(key, entry): (&Key, &&Entry)| (key.clone(), (Arc::clone(&entry.file), entry.line));
+    let origins = all.iter().map(origin).collect();
     let all = all.into_iter().map(|(key, entry)| (key, entry.object.clone())).collect();
-    Ok(Objects { all, warnings })
+    Ok(Objects { all, origins, warnings })
 }
 
 impl Objects {
@@ -172,6 +191,12 @@ impl Objects {
     #[must_use]
     pub fn all(&self) -> &BTreeMap<Key, Object> {
         &self.all
+    }
+
+    /// The file and line in which an object begins; `None` where it is in no file.
+    #[must_use]
+    pub fn origin(&self, key: &Key) -> Option<(&Path, u64)> {
+        self.origins.get(key).map(|(file, line)| (&**file, *line))
     }
 
     /// The Namespaces, by name.
