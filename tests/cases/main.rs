@@ -4,4 +4,5 @@ mod corpus;
 mod kube;
 mod policy;
 mod proxy;
+mod routes;
 mod up;

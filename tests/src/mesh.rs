@@ -228,7 +228,21 @@ impl Mesh {
     /// # Panics
     /// Where it is not in them.
     pub fn remove_service(&self, name: &str) {
-        std::fs::remove_file(self.manifest(&format!("service-{name}"))).expect("its manifest");
+        self.remove(&format!("service-{name}"));
+    }
+
+    /// Takes a file out of the manifests.
+    ///
+    /// # Panics
+    /// Where it is not in them.
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.manifest(name)).expect("a manifest");
+    }
+
+    /// Whether there is such a file of the manifests.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.manifest(name).exists()
     }
 
     fn manifest(&self, name: &str) -> PathBuf {
@@ -400,6 +414,8 @@ impl Mesh {
         let entry = |(port, service): (u16, &&str)| OutboundService {
             listen: at(port),
             authority: match service.split_once(':') {
+                // With its namespace, for one that is elsewhere.
+                Some((name, _)) if name.contains('.') => (*service).to_owned(),
                 Some((service, port)) => format!("{service}.{NAMESPACE}:{port}"),
                 None => format!("{service}.{NAMESPACE}:{SERVICE_PORT}"),
             },
