@@ -4,5 +4,6 @@ mod corpus;
 mod kube;
 mod policy;
 mod proxy;
+mod routes;
 mod services;
 mod up;

@@ -248,7 +248,21 @@ impl Mesh {
     /// # Panics
     /// Where it is not in them.
     pub fn remove_service(&self, name: &str) {
-        std::fs::remove_file(self.manifest(&format!("service-{name}"))).expect("its manifest");
+        self.remove(&format!("service-{name}"));
+    }
+
+    /// Takes a file out of the manifests.
+    ///
+    /// # Panics
+    /// Where it is not in them.
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.manifest(name)).expect("a manifest");
+    }
+
+    /// Whether there is such a file of the manifests.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.manifest(name).exists()
     }
 
     fn manifest(&self, name: &str) -> PathBuf {
@@ -421,8 +435,11 @@ impl Mesh {
         let entry = |(port, service): (u16, &&str)| OutboundService {
             listen: at(port),
             authority: match service.split_once(':') {
-                // An address, as an application that was intercepted dials it.
-                Some(_) if service.parse::<SocketAddr>().is_ok() => (*service).to_owned(),
+                // An address, as an application that was intercepted dials it; a name with its namespace,
+                // for one that is elsewhere.
+                Some((name, _)) if service.parse::<SocketAddr>().is_ok() || name.contains('.') => {
+                    (*service).to_owned()
+                }
                 Some((service, port)) => format!("{service}.{NAMESPACE}:{port}"),
                 None => format!("{service}.{NAMESPACE}:{SERVICE_PORT}"),
             },

@@ -204,6 +204,11 @@ async fn send_copy(
     body: Option<Replay>,
 ) -> bool {
     let Some(stream) = outbound.admission.stream() else { return false };
+    // Its own, since other copies are made of it too, and one attempt takes the body from another.
+    let body = match body.map(|body| body.copied()) {
+        Some(None) => return false,
+        own => own.flatten(),
+    };
     let from = (mirror::NOWHERE, Instant::now());
     let snapshot = mirror::snapshot(&upstream);
     let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);

@@ -279,6 +279,26 @@ async fn a_copy_goes_to_the_mirror_and_the_request_does_not_notice() {
 }
 
 #[tokio::test]
+async fn each_of_several_mirrors_gets_the_whole_body() {
+    let (v1, copy) = apps().await;
+    let world = World::new();
+    world.backend("copy", &[&copy]);
+    let mirror = || {
+        let backend = Some(to("copy", 1));
+        Kind::Mirror(pb::Mirror { backend, numerator: 0, denominator: 0 })
+    };
+    let filters = [mirror(), mirror(), mirror()].map(|kind| pb::Filter { kind: Some(kind) }).into();
+    world.orders(&[&v1], vec![pb::Route { filters, ..route(vec![]) }]);
+    let request = Request::post("http://orders/c").body(Full::from("defg")).unwrap();
+    assert_eq!(world.h2(request).await.body(), "v1");
+    world.mirrored(ANSWERED, 3).await;
+    let post =
+        "POST / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc";
+    assert!(world.h1(post).await.ends_with("v1"));
+    world.mirrored(ANSWERED, 6).await;
+}
+
+#[tokio::test]
 async fn a_mirror_that_is_gone_or_a_body_that_is_too_long_is_counted_and_nothing_else() {
     let (v1, copy) = apps().await;
     let world = World::new();
