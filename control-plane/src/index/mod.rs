@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    hash::Hash,
     net::IpAddr,
     sync::Arc,
 };
@@ -24,6 +23,7 @@ mod model;
 pub mod policy;
 pub mod protocol;
 mod resolve;
+mod reverse;
 pub mod routes;
 mod subscriptions;
 
@@ -31,6 +31,7 @@ pub use crate::source::Name;
 use answer::{Answer, Caller, Snapshot, Target};
 use model::{Dials, Namespace, Pod, Service};
 use resolve::PortSnapshots;
+use reverse::Reverse;
 use routes::Routes;
 pub use subscriptions::SubscriberId;
 use subscriptions::Subscriptions;
@@ -518,45 +519,6 @@ fn in_namespace<'a, T>(
     namespace: &'a str,
 ) -> impl Iterator<Item = (&'a Name, &'a T)> {
     map.range(Name::new(namespace, "")..).take_while(move |(name, _)| &*name.namespace == namespace)
-}
-
-/// Many to many, looked up from one side. Mostly one to one, in which a set of one element must
-/// cost no more than that: there is one for every pod and address.
-#[derive(Debug)]
-struct Reverse<K, V>(HashMap<K, Vec<V>>);
-
-impl<K, V> Default for Reverse<K, V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Eq + Hash, V: Ord> Reverse<K, V> {
-    fn insert(&mut self, key: K, value: V) {
-        let values = self.0.entry(key).or_default();
-        if let Err(at) = values.binary_search(&value) {
-            if values.is_empty() {
-                values.reserve_exact(1);
-            }
-            values.insert(at, value);
-        }
-    }
-
-    fn remove(&mut self, key: &K, value: &V) {
-        if let Some(values) = self.0.get_mut(key) {
-            if let Ok(at) = values.binary_search(value) {
-                values.remove(at);
-            }
-            if values.is_empty() {
-                self.0.remove(key);
-            }
-        }
-    }
-
-    /// In order.
-    fn of(&self, key: &K) -> impl Iterator<Item = &V> {
-        self.0.get(key).into_iter().flatten()
-    }
 }
 
 #[cfg(test)]
