@@ -25,8 +25,13 @@ const FREE: usize = Semaphore::MAX_PERMITS / 2;
 
 impl Zones {
     async fn start(distribution: &str) -> Self {
+        Self::start_assuming(distribution, "30ms").await
+    }
+
+    /// With what far endpoints are taken to need at least.
+    async fn start_assuming(distribution: &str, rtt: &str) -> Self {
         let mut mesh = Mesh::new();
-        mesh.write_raw("service-orders", &service(distribution));
+        mesh.write_raw("service-orders", &service(distribution, rtt));
         let web = mesh.pod("web", "web");
         place(&mesh, &web, "a");
         let (mut pods, mut gates) = (Vec::new(), Vec::new());
@@ -65,9 +70,10 @@ impl Zones {
     }
 }
 
-fn service(distribution: &str) -> String {
+fn service(distribution: &str, rtt: &str) -> String {
     let port = json!({"port": SERVICE_PORT, "targetPort": POD_PORT, "appProtocol": "http"});
-    let annotations = json!({"timeout.remora.io/connect": "10s"});
+    let annotations =
+        json!({"timeout.remora.io/connect": "10s", "balancer.remora.io/default-rtt": rtt});
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "orders", "namespace": NAMESPACE, "annotations": annotations},
@@ -104,16 +110,14 @@ async fn pods_in_the_callers_zone_get_all_while_they_can_take_it() {
 
 #[tokio::test]
 async fn what_the_zone_is_too_slow_for_spills_over_and_comes_back() {
-    let zones = Zones::start("PreferSameZone").await;
+    let zones = Zones::start_assuming("PreferSameZone", "1ms").await;
     // The near pod holds what it gets: with many in flight it costs more than three far ones.
     zones.gates[0].forget_permits(FREE);
+    let far = || zones.pods[1..].iter().map(|(_, origin)| origin.requests()).sum::<usize>();
+    let before = far();
     let entry = zones.client.entry("orders");
     let held: Vec<_> = (0..200).map(|_| tokio::spawn(get(entry))).collect();
-    eventually("requests to spill over", async || {
-        let far: usize = zones.pods[1..].iter().map(|(_, origin)| origin.requests()).sum();
-        (far > 0).then_some(())
-    })
-    .await;
+    eventually("requests to spill over", async || (far() > before).then_some(())).await;
     zones.gates[0].add_permits(FREE);
     for call in held {
         assert_eq!(call.await.unwrap().unwrap().status, 200);
