@@ -22,7 +22,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_remora-under-test");
 const MIB: u64 = 1 << 20;
 /// Carried each way, of HTTP/2 less. A GiB takes a proxy that is not optimised too long, and what grows
 /// with what is carried grows with this.
-const MUCH: u64 = 256 * MIB;
+const MUCH: u64 = 1024 * MIB;
 const MUCH_H2: u64 = 64 * MIB;
 /// What memory may grow by meanwhile.
 const MORE: u64 = MIB;
