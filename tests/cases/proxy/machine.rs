@@ -20,14 +20,13 @@ use tokio::{
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_remora-under-test");
 const MIB: u64 = 1 << 20;
-/// Carried each way, of HTTP/2 less. A GiB takes a proxy that is not optimised too long, and what grows
-/// with what is carried grows with this.
+/// Carried each way; of HTTP/2 less, which takes a proxy that is not optimised long.
 const MUCH: u64 = 1024 * MIB;
 const MUCH_H2: u64 = 64 * MIB;
 /// What memory may grow by meanwhile.
 const MORE: u64 = MIB;
 /// For all of it.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(240);
 
 /// The usual picture, in processes of their own.
 struct Pair {
