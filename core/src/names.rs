@@ -83,6 +83,10 @@ pub mod headers {
     pub const CLIENT_ID: &str = "remora-client-id";
     /// `abort` in an answer that a route's fault asked for.
     pub const FAULT: &str = "remora-fault";
+    /// `1` in a request of the pod's own application: record what happens to it, and say under which id.
+    pub const EXPLAIN: &str = "remora-explain";
+    /// Id of the record of a request: in its answer, and on its way to the next proxy.
+    pub const DECISION_ID: &str = "remora-decision-id";
     /// Attempt number, 1 for the first, set on retries.
     pub const ATTEMPT: &str = "remora-attempt";
 }

@@ -1,5 +1,7 @@
 //! The proxy's admin HTTP, beside what every program has ([`remora_core::admin`]).
 
+mod decisions;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
@@ -15,9 +17,9 @@ use tokio::time::Instant;
 use crate::{
     balance::breaker,
     config::Args,
-    decisions::Decisions,
     discovery::{Discovery, Endpoint, Resolution, ServiceState, Target},
     probe::{Failure, Prober},
+    sight::Sight,
     tls::identity::Identity,
 };
 
@@ -30,8 +32,8 @@ pub struct View {
     pub identity: Identity,
     /// What the proxy was started with.
     pub args: Arc<Args>,
-    /// The last failures.
-    pub decisions: Arc<Decisions>,
+    /// What happened to requests.
+    pub sight: Arc<Sight>,
     /// Begins the drain; the process goes on.
     pub drain: remora_core::drain::Watch,
     /// Ends the process, after a drain.
@@ -47,7 +49,8 @@ pub fn router(admin: Admin, view: View) -> Router {
         .route("/services", get(services))
         .route("/endpoints", get(endpoints))
         .route("/certs", get(certs))
-        .route("/decisions", get(decisions))
+        .route("/decisions", get(decisions::last))
+        .route("/tap", get(decisions::tap))
         .route("/drain", post(drain))
         .route("/shutdown", post(shutdown))
         .route("/probe/{container}/{kind}", get(probe))
@@ -83,10 +86,6 @@ async fn certs(State(view): State<View>) -> Json<Value> {
         "refreshes": view.identity.refreshes(),
         "roots": material.bundle().roots().len(),
     }))
-}
-
-async fn decisions(State(view): State<View>) -> Json<Value> {
-    Json(json!({ "decisions": view.decisions.newest_first(Instant::now()) }))
 }
 
 async fn services(State(view): State<View>) -> Json<Value> {

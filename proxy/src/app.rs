@@ -30,6 +30,7 @@ use crate::{
     probe::{Prober, Probes},
     runtime,
     shared::Shared,
+    sight::{self, Sight},
     tls::{certify, channel::ControlPlane, identity::Identity},
 };
 
@@ -44,6 +45,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let started = Instant::now();
     let (drain, watch) = Drain::new();
+    let mut rng = fastrand::Rng::new();
     let shared = Shared {
         discovery: Discovery::new(Limits::default(), started.into_std()),
         identity: Identity::new(),
@@ -51,7 +53,7 @@ pub async fn run(
         admission: admission(args.max_connections),
         max_header_size: args.max_header_size,
         metrics: Arc::new(Metrics::default()),
-        decisions: Arc::default(),
+        sight: Arc::new(Sight::new(rng.u64(..), sight::wall_clock)),
         drain: watch.clone(),
         pod_ips: args.pod_ips.as_slice().into(),
     };
@@ -63,7 +65,6 @@ pub async fn run(
     let prober = Prober::new(probes, &args.pod_ips);
     let args = Arc::new(args);
 
-    let mut rng = fastrand::Rng::new();
     let tasks = control_tasks(&args, &shared, &mut rng)?;
     let stopped = CancellationToken::new();
     let threads = runtime::start(listeners, &shared, &own, &stopped, &mut rng)
@@ -210,7 +211,7 @@ fn admin_router(
         discovery,
         identity,
         args: Arc::clone(args),
-        decisions: Arc::clone(&shared.decisions),
+        sight: Arc::clone(&shared.sight),
         drain: shared.drain.clone(),
         shutdown: shutdown.clone(),
         prober,

@@ -1,8 +1,9 @@
 //! Remora's per-pod proxy.
 //!
-//! Floors, each importing only from those before it: [`error`], [`metrics`], [`decisions`], [`config`] ←
+//! Floors, each importing only from those before it: [`error`], [`metrics`], [`config`] ←
 //! [`balance`] (decisions, pure) ← [`net`] (sockets), [`tls`] (identity), [`discovery`] (what the
-//! control plane tells), [`route`] (what it tells of single requests) ← [`http`] (codec-level pieces), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
+//! control plane tells), [`route`] (what it tells of single requests) ← [`http`] (codec-level pieces)
+//! ← [`sight`] (what happened to requests), [`shared`] ← [`outbound`], [`inbound`] (the two paths)
 //! ← [`redirect`], [`probe`], [`admin`], [`runtime`], [`ready_wait`], [`app`] ← [`program`] (the command line).
 
 pub mod admin;
@@ -10,7 +11,6 @@ pub mod app;
 pub mod balance;
 pub mod collect;
 pub mod config;
-pub mod decisions;
 pub mod discovery;
 pub mod error;
 pub mod fields;
@@ -27,4 +27,5 @@ pub mod redirect;
 pub mod route;
 pub mod runtime;
 pub mod shared;
+pub mod sight;
 pub mod tls;

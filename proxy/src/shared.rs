@@ -5,10 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 use remora_core::{drain, settings::HeaderSize};
 
 use crate::{
-    decisions::Decisions,
     discovery::Discovery,
     metrics::Metrics,
     net::{admission::Admission, connect::Connector},
+    sight::Sight,
     tls::identity::Identity,
 };
 
@@ -27,8 +27,8 @@ pub struct Shared {
     pub max_header_size: HeaderSize,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// The last failures.
-    pub decisions: Arc<Decisions>,
+    /// What happened to requests.
+    pub sight: Arc<Sight>,
     /// When to end.
     pub drain: drain::Watch,
     /// Addresses of the pod.

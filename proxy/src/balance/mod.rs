@@ -6,7 +6,7 @@
 //! 1. [`retry::Budget::deposit`] counts it.
 //! 2. [`pick::pick`] takes one endpoint of the Service's current [`Endpoints`], by the cost that
 //!    [`ewma`] estimates or on a [`ring`], by the endpoint that [`affinity`] remembers and the state
-//!    that [`breaker`] keeps, and hands back a guard.
+//!    that [`breaker`] keeps, and hands back a guard, and why it is this one ([`choice`]).
 //! 3. The guard, [`stats::InFlight`], counts the request as in flight until it is dropped. The
 //!    caller reports how it ended; that feeds the estimate and the breaker. A guard dropped
 //!    without a report is a request that the client gave up.
@@ -19,6 +19,7 @@
 pub mod affinity;
 pub mod breaker;
 pub mod bulkhead;
+pub mod choice;
 pub mod endpoints;
 pub mod ewma;
 pub mod pick;

@@ -51,6 +51,8 @@
 //! So [`NoEndpoint::AllEjected`] means: every endpoint that could be chosen is excluded by this
 //! request, and the rest is ejected.
 
+mod closely;
+
 use std::{
     sync::{
         Arc,
@@ -61,6 +63,7 @@ use std::{
 
 use super::{
     breaker::Ticket,
+    choice::{By, Choice},
     endpoints::Endpoints,
     policy::{Algorithm, Policy},
     ring::Ring,
@@ -98,6 +101,8 @@ pub struct Picked<E: AsRef<EndpointStats>> {
     pub index: usize,
     /// The endpoint, with the request counted.
     pub guard: InFlight<E>,
+    /// Why this one.
+    pub choice: Choice,
 }
 
 /// Why there is no choice.
@@ -142,16 +147,17 @@ pub fn pick<E: AsRef<EndpointStats>>(
         let endpoint = &endpoints[index];
         tried(endpoint) == Tried::No && !ctx.ejected(endpoint)
     };
-    let wanted = ctx.preferred(wish).or_else(|| {
+    let preferred = ctx.preferred(wish).map(|index| (index, By::Affinity));
+    let wanted = preferred.or_else(|| {
         let (ring, key) = ctx.ring(wish)?;
-        ring.owner(key)
+        Some((ring.owner(key)?, By::Hash))
     });
-    if let Some(index) = wanted {
+    if let Some((index, by)) = wanted {
         if plain(index) {
-            return Ok(ctx.begin(index, None));
+            return Ok(ctx.begin((index, Choice::plain(by)), None));
         }
-    } else if let Some(index) = ctx.pick_quickly(plain, rng) {
-        return Ok(ctx.begin(index, None));
+    } else if let Some(chosen) = ctx.pick_quickly(plain, rng) {
+        return Ok(ctx.begin(chosen, None));
     }
     ctx.pick_among_all(wish, tried, rng)
 }
@@ -166,6 +172,9 @@ const WARM_DRAWS: usize = 16;
 /// What a near endpoint may cost, in what a far one costs.
 const FAR: f64 = 3.0;
 
+/// A position, and why it is this one.
+type Chosen = (usize, Choice);
+
 struct Context<'a, E> {
     endpoints: &'a Endpoints<E>,
     policy: &'a Policy,
@@ -175,17 +184,6 @@ struct Context<'a, E> {
     slow_start: Option<Duration>,
     cursor: &'a AtomicUsize,
     now: Instant,
-}
-
-/// An endpoint as it was when the request looked.
-#[derive(Clone, Copy)]
-struct Candidate {
-    index: usize,
-    tried: Tried,
-    /// While ejected: when its next probe is due.
-    ejected_until: Option<Instant>,
-    /// Whether it can be chosen although it may be ejected.
-    open: bool,
 }
 
 impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
@@ -208,7 +206,7 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
         &self,
         plain: impl Fn(usize) -> bool,
         rng: &mut fastrand::Rng,
-    ) -> Option<usize> {
+    ) -> Option<Chosen> {
         let all = self.endpoints.len();
         let Some(near) = self.endpoints.near() else {
             let pair = self.sample(all, rng);
@@ -223,7 +221,8 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
     }
 
     /// The near one, unless it costs too much more.
-    fn nearer(&self, near: usize, other: usize) -> usize {
+    fn nearer(&self, chosen: Chosen, other: usize) -> Chosen {
+        let near = chosen.0;
         let costs_more = match self.algorithm {
             Algorithm::RoundRobin | Algorithm::Random => false,
             Algorithm::LeastRequest => self.pending(near) > FAR * (self.pending(other) + 1.0),
@@ -233,7 +232,10 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
                 near > FAR * rtt * (self.pending(other) + 1.0)
             }
         };
-        if costs_more { other } else { near }
+        if !costs_more {
+            return chosen;
+        }
+        (other, Choice::of_two(By::SpillOver, near, [self.pending(other), self.pending(near)]))
     }
 
     fn preferred(&self, wish: Wish) -> Option<usize> {
@@ -258,15 +260,26 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
         }
     }
 
-    fn cheaper(&self, [a, b]: [usize; 2], rng: &mut fastrand::Rng) -> usize {
+    fn cheaper(&self, [a, b]: [usize; 2], rng: &mut fastrand::Rng) -> Chosen {
+        if a == b {
+            let by = match self.algorithm {
+                Algorithm::RoundRobin => By::RoundRobin,
+                Algorithm::Random => By::Random,
+                _ => By::OnlyOne,
+            };
+            return (a, Choice::plain(by));
+        }
         // `a` is a random one of the two, so an equal cost is a fair coin.
-        let alike = a == b || self.alike(a, b);
-        let (first, second) = if alike {
-            (self.pending(a), self.pending(b))
+        let (by, first, second) = if self.alike(a, b) {
+            (By::FewerInFlight, self.pending(a), self.pending(b))
         } else {
-            (self.cost(a, rng), self.cost(b, rng))
+            (By::LowerCost, self.cost(a, rng), self.cost(b, rng))
         };
-        if first <= second { a } else { b }
+        if first <= second {
+            (a, Choice::of_two(by, b, [first, second]))
+        } else {
+            (b, Choice::of_two(by, a, [second, first]))
+        }
     }
 
     /// Whether the estimates of two endpoints differ by no more than noise. The faster of two
@@ -342,150 +355,14 @@ impl<'a, E: AsRef<EndpointStats>> Context<'a, E> {
         self.policy.breaker.is_some() && !endpoint.as_ref().breaker().is_closed()
     }
 
-    fn begin(&self, index: usize, probe: Option<Ticket>) -> Picked<E> {
+    fn begin(&self, (index, choice): Chosen, probe: Option<Ticket>) -> Picked<E> {
         let endpoint = Arc::clone(&self.endpoints[index]);
         let guard = match probe {
             Some(ticket) => InFlight::with_ticket(endpoint, ticket, self.now),
             None => InFlight::begin(endpoint, self.now),
         };
-        Picked { index, guard }
+        Picked { index, guard, choice }
     }
-
-    fn pick_among_all(
-        &self,
-        wish: Wish,
-        tried: impl Fn(&E) -> Tried,
-        rng: &mut fastrand::Rng,
-    ) -> Result<Picked<E>, NoEndpoint> {
-        let seen = self.look(tried);
-        let fresh = seen.iter().all(|c| c.tried == Tried::No);
-        let preferred = self.preferred(wish).map(|index| &seen[index]);
-        let its_own = |c: &Candidate| {
-            let probe = if fresh { self.probe(c) } else { None };
-            probe.or_else(|| self.take(c, Tried::No))
-        };
-        let picked = preferred.and_then(its_own).or_else(|| match self.ring(wish) {
-            Some((ring, key)) => self.pick_on_ring(ring, key, &seen, fresh),
-            None => self.pick_ordinary(&seen, fresh, rng),
-        });
-        if let Some(picked) = picked {
-            return Ok(picked);
-        }
-        let left = seen.iter().filter(|c| c.tried != Tried::Exclude);
-        // All that are left are ejected, otherwise one of them would have been picked.
-        Err(match left.filter_map(|c| c.ejected_until).min() {
-            Some(until) => {
-                NoEndpoint::AllEjected { retry_after: until.saturating_duration_since(self.now) }
-            }
-            None => NoEndpoint::AllExcluded,
-        })
-    }
-
-    fn pick_ordinary(
-        &self,
-        seen: &[Candidate],
-        fresh: bool,
-        rng: &mut fastrand::Rng,
-    ) -> Option<Picked<E>> {
-        let probe = || seen.iter().find_map(|c| self.probe(c));
-        let mut ordinary = |tried: Tried| {
-            let some: Vec<usize> =
-                seen.iter().filter(|c| c.tried == tried && c.open).map(|c| c.index).collect();
-            (!some.is_empty()).then(|| self.begin(self.choose(&some, rng), None))
-        };
-        if fresh {
-            return probe().or_else(|| ordinary(Tried::No));
-        }
-        ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
-    }
-
-    /// The first clockwise that will do.
-    fn pick_on_ring(
-        &self,
-        ring: &Ring,
-        key: u64,
-        seen: &[Candidate],
-        fresh: bool,
-    ) -> Option<Picked<E>> {
-        let walk = || ring.walk(key).map(|index| &seen[index]);
-        if fresh {
-            return walk().find_map(|c| self.probe(c).or_else(|| self.take(c, Tried::No)));
-        }
-        let ordinary = |tried| walk().find_map(|c| self.take(c, tried));
-        let probe = || walk().find_map(|c| self.probe(c));
-        ordinary(Tried::No).or_else(probe).or_else(|| ordinary(Tried::Avoid))
-    }
-
-    fn take(&self, candidate: &Candidate, tried: Tried) -> Option<Picked<E>> {
-        (candidate.tried == tried && candidate.open).then(|| self.begin(candidate.index, None))
-    }
-
-    fn probe(&self, candidate: &Candidate) -> Option<Picked<E>> {
-        candidate.ejected_until.filter(|_| candidate.tried == Tried::No)?;
-        let ticket = self.stats(candidate.index).breaker().try_probe(self.now)?;
-        Some(self.begin(candidate.index, Some(ticket)))
-    }
-
-    fn look(&self, tried: impl Fn(&E) -> Tried) -> Vec<Candidate> {
-        let until = |index| {
-            self.policy.breaker.as_ref().and_then(|_| self.stats(index).breaker().ejected_until())
-        };
-        let look = |(index, endpoint): (usize, &Arc<E>)| {
-            let ejected_until = until(index);
-            Candidate { index, tried: tried(endpoint), ejected_until, open: false }
-        };
-        let mut seen: Vec<Candidate> = self.endpoints.iter().enumerate().map(look).collect();
-        let reprieve = reprieve(&seen);
-        for c in &mut seen {
-            c.open = c.ejected_until.is_none_or(|until| Some((until, c.index)) <= reprieve);
-        }
-        seen
-    }
-
-    /// One of `some`, which is not empty: of the near ones, where there are any, unless it costs too
-    /// much more than another.
-    fn choose(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
-        let near = self.endpoints.near().unwrap_or_default();
-        let near: Vec<usize> =
-            some.iter().copied().filter(|index| near.binary_search(index).is_ok()).collect();
-        if near.is_empty() {
-            return self.choose_among(some, rng);
-        }
-        let chosen = self.choose_among(&near, rng);
-        self.nearer(chosen, some[rng.usize(..some.len())])
-    }
-
-    /// Where round robin cannot go in turn, it draws: what would
-    /// have gone to an ejected endpoint is spread over all others instead of doubling its
-    /// neighbour's load.
-    fn choose_among(&self, some: &[usize], rng: &mut fastrand::Rng) -> usize {
-        let sample = |some: &[usize], rng: &mut fastrand::Rng| match self.algorithm {
-            Algorithm::RoundRobin => [some[rng.usize(..some.len())]; 2],
-            _ => self.sample(some.len(), rng).map(|at| some[at]),
-        };
-        let pair = sample(some, rng);
-        let warm = |index: &usize| self.warmth(*index) >= 1.0;
-        let pair = if some.iter().any(warm) {
-            let warmed = self.warmed(pair, some.len(), |at| some[at], rng);
-            warmed.unwrap_or_else(|| {
-                let warm: Vec<usize> = some.iter().copied().filter(warm).collect();
-                sample(&warm, rng)
-            })
-        } else {
-            pair
-        };
-        self.cheaper(pair, rng)
-    }
-}
-
-/// The floor: where more than half are ejected, the last one, in the order of their next probes,
-/// that is treated as if it were not.
-fn reprieve(seen: &[Candidate]) -> Option<(Instant, usize)> {
-    let mut ejected: Vec<_> =
-        seen.iter().filter_map(|c| c.ejected_until.map(|until| (until, c.index))).collect();
-    let kept = ejected.len().saturating_sub(seen.len() / 2);
-    let last = kept.checked_sub(1)?;
-    Some(*ejected.select_nth_unstable(last).1)
 }
 
 #[cfg(test)]

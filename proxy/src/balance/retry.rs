@@ -308,6 +308,18 @@ impl Budget {
         self.window.add(now, self.policy.window, Counts { total: 1, marked: 0 });
     }
 
+    /// Retries that the window's requests still allow, not looking at how they are spread.
+    #[must_use]
+    pub fn left(&self, now: Instant) -> f64 {
+        let counts = self.window.sum(nanos_since(self.epoch, now), self.policy.window);
+        (self.allowed(counts) - counts.marked as f64).max(0.0)
+    }
+
+    fn allowed(&self, counts: Counts) -> f64 {
+        let reserve = self.policy.min_per_second * self.policy.window.as_secs_f64();
+        (counts.total as f64 * self.policy.ratio).max(reserve)
+    }
+
     /// Takes one retry, if there is one left. Of several that race for the last one, at most one
     /// gets it.
     #[must_use]
@@ -320,7 +332,7 @@ impl Budget {
         let newest = self.window.newest(now, self.policy.window);
         let reserve = self.policy.min_per_second * self.policy.window.as_secs_f64();
         let (ratio, parts) = (self.policy.ratio, BUCKETS as f64);
-        let in_all = (counts.total as f64 * ratio).max(reserve);
+        let in_all = self.allowed(counts);
         let rate = (counts.total as f64 / parts).max(newest.total as f64);
         let at_once = (rate * ratio * BURST).max(reserve / parts).max(1.0);
         let granted = counts.marked as f64 <= in_all && newest.marked as f64 <= at_once;

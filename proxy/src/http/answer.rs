@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
-use remora_core::names::headers::PROXY_ERROR;
+use remora_core::names::headers::{DECISION_ID, PROXY_ERROR};
 
-use crate::{error::Error, fields::Fields};
+use crate::{error::Error, fields::Fields, sight::id::DecisionId};
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// The response for an error; in gRPC's form (status in a trailers-only head) where the request
 /// was gRPC.
@@ -25,6 +27,13 @@ pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
     }
     *response.status_mut() = error.status();
     response
+}
+
+/// Says under which id a request is recorded.
+pub fn name(fields: &mut HeaderMap, id: DecisionId) {
+    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+        fields.insert(HeaderName::from_static(DECISION_ID), value);
+    }
 }
 
 /// Makes a head one that says how a gRPC call ended, without messages.
@@ -53,6 +62,18 @@ pub(super) fn grpc_message(text: &str) -> String {
 #[must_use]
 pub fn is_grpc(fields: &impl Fields) -> bool {
     fields.get(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+/// gRPC's status, in a head (a response of trailers only) or in trailers.
+#[must_use]
+pub fn grpc_status(fields: &impl Fields) -> Option<u32> {
+    std::str::from_utf8(fields.get(&GRPC_STATUS)?).ok()?.parse().ok()
+}
+
+/// Whether a gRPC status blames the server: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+#[must_use]
+pub fn blames_server(code: u32) -> bool {
+    matches!(code, 4 | 13 | 14 | 15)
 }
 
 #[cfg(test)]

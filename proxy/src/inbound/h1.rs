@@ -10,13 +10,13 @@ use tokio::{
 
 use super::{
     CONNECT,
-    http::{Facts, Requests},
+    http::{Requests, Told},
 };
 use crate::{
     error::{Error, Sent},
     fields::FieldsMut,
     http::{
-        answer::is_grpc,
+        answer::{grpc_status, is_grpc},
         h1::{
             exchange::{self, Ending, NoAnswer, Patience},
             request::RequestHead,
@@ -40,7 +40,7 @@ where
     IO: AsyncRead + AsyncWrite + Reset + Unpin + Send,
 {
     async fn handle(&self, client: &mut Wire<IO>, mut request: RequestHead) -> After {
-        let started = Instant::now();
+        let story = self.begin(&request.fields, Instant::now());
         let grpc = is_grpc(&request.fields);
         let admitted = self.admit(request.path());
         if self.arrival.tls == Tls::Mutual {
@@ -52,15 +52,15 @@ where
         if let Some(id) = &self.client_id {
             request.fields.add(CLIENT_ID, id.as_bytes());
         }
-        let facts = Facts { method: &request.method, path: request.path(), grpc, started };
+        let told = Told { head: &request, grpc, story: &story };
         let mut upload = exchange::upload(&request);
         let sent = match admitted {
             Ok(()) => self.send(client, &request, &mut upload).await,
             Err(denied) => Err(Some(denied)),
         };
         match sent {
-            Ok((app, head)) => self.finish(client, app, (&request, head), &mut upload, facts).await,
-            Err(Some(error)) => self.answer(client, &request, &upload, &error, facts).await,
+            Ok((app, head)) => self.finish(client, app, (&request, head), &mut upload, told).await,
+            Err(Some(error)) => self.answer(client, &request, &upload, &error, told).await,
             Err(None) => After::Break,
         }
     }
@@ -78,12 +78,12 @@ impl Requests {
         request: &RequestHead,
         upload: &Transfer,
         error: &Error,
-        facts: Facts<'_>,
+        told: Told<'_>,
     ) -> After
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let response = self.failed(facts, error);
+        let response = self.failed(told, error);
         let draining = self.inbound.drain.is_draining();
         server::answer(client, request, upload, &response, draining).await
     }
@@ -146,7 +146,7 @@ impl Requests {
         mut app: Wire<TcpStream>,
         (request, mut head): (&RequestHead, ResponseHead),
         upload: &mut Transfer,
-        facts: Facts<'_>,
+        told: Told<'_>,
     ) -> After
     where
         IO: AsyncRead + AsyncWrite + Reset + Unpin,
@@ -154,6 +154,8 @@ impl Requests {
         let inbound = &self.inbound;
         // Callers believe what our headers say, so only this proxy may set them.
         head.fields.strip_ours();
+        let status = head.status;
+        let grpc = told.grpc.then(|| grpc_status(&head.fields)).flatten();
         let sides = (&mut *client, &mut app);
         if head.leaves_http {
             let mut carried = Carried::default();
@@ -162,12 +164,14 @@ impl Requests {
                 tracing::debug!(%error, "upgraded connection broke");
             }
             inbound.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
+            self.answered(told, status, grpc);
             return After::Break;
         }
         let (last, kept_for) = (inbound.drain.is_draining(), head.kept_for);
         let patience = Patience::default();
         match exchange::answer(sides, request, head, upload, patience, last).await {
             Ending::Complete { client, upstream } => {
+                self.answered(told, status, grpc);
                 if upstream {
                     inbound.idle.give_back(&self.arrival.app, app, kept_for, Instant::now());
                 }
@@ -185,10 +189,10 @@ impl Requests {
                 let (addr, detail) = (self.arrival.app, error.to_string());
                 let error = Error::UpstreamReset { addr, detail, sent: Sent::Yes };
                 if begun {
-                    self.failed_late(facts, &error);
+                    self.failed_late(told, &error);
                     return After::Break;
                 }
-                self.answer(client, request, upload, &error, facts).await
+                self.answer(client, request, upload, &error, told).await
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::{
     body::{Body as _, Incoming},
     upgrade::OnUpgrade,
@@ -13,16 +13,17 @@ use tokio::time::Instant;
 
 use super::{
     CONNECT,
-    http::{Facts, Requests},
+    http::{Requests, Told},
 };
 use crate::{
     error::{Error, Sent},
     http::{
-        answer::is_grpc,
+        answer::{grpc_status, is_grpc},
         h2::{
             body::{End, OnEnd, Origin, RequestBody, ResponseBody},
             headers::strip_ours,
             pool::Connection,
+            replay::BodyError,
             request::{check, version},
             server::StreamReset,
             upgrade,
@@ -33,6 +34,7 @@ use crate::{
         admission::{STREAMS, Stream},
         copy::Carried,
     },
+    sight::story::Story,
 };
 
 /// Sends of one request whose connection turned out to be closed before a byte was written.
@@ -43,27 +45,56 @@ const MAX_SENDS: usize = 3;
 pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody<Held>>, StreamReset> {
+) -> Result<Response<ResponseBody<Box<Held>>>, StreamReset> {
+    let story = requests.begin(request.headers(), Instant::now());
     let grpc = is_grpc(request.headers());
-    let started = Instant::now();
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let error = match forward(&requests, request, grpc).await {
+    let head = Head { head: (request.method().clone(), request.uri().clone()), grpc, story };
+    let (error, head) = match forward(&requests, request, head).await {
         Ok(response) => return Ok(response),
-        Err(error) => error,
+        Err(failed) => failed,
     };
-    let facts = Facts { method: &method, path: uri.path(), grpc, started };
     if let Error::StreamReset { code, .. } = error {
-        requests.failed_late(facts, &error);
+        requests.failed_late(head.told(), &error);
         return Err(code.into());
     }
-    Ok(requests.failed(facts, &error).map(ResponseBody::made))
+    Ok(requests.failed(head.told(), &error).map(ResponseBody::made))
 }
 
 async fn forward(
+    requests: &Arc<Requests>,
+    mut request: Request<Incoming>,
+    head: Head,
+) -> Result<Response<ResponseBody<Box<Held>>>, (Error, Head)> {
+    let connect = request.method() == Method::CONNECT;
+    let downstream = connect.then(|| hyper::upgrade::on(&mut request));
+    let (mut response, connection, stream) = match ask(requests, request).await {
+        Ok(answered) => answered,
+        Err(error) => return Err((error, head)),
+    };
+    // Callers believe what our headers say, so only this proxy may set them.
+    strip_ours(response.headers_mut());
+    let code = head.grpc.then(|| grpc_status(response.headers())).flatten();
+    let from = Origin { grpc: head.grpc, proxy: false };
+    let held = Box::new(Held {
+        requests: Arc::clone(requests),
+        head,
+        answered: (response.status(), code),
+        _connection: connection,
+        _stream: stream,
+    });
+    if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
+        let upstream = hyper::upgrade::on(&mut response);
+        tunnel(requests, downstream, upstream, held);
+        return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
+    }
+    Ok(response.map(|body| ResponseBody::upstream((None, body), held, from)))
+}
+
+/// The application's response to a request that is let in.
+async fn ask(
     requests: &Requests,
     mut request: Request<Incoming>,
-    grpc: bool,
-) -> Result<Response<ResponseBody<Held>>, Error> {
+) -> Result<(Response<Incoming>, Connection, Stream), Error> {
     let stream = requests.inbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     requests.admit(request.uri().path())?;
     check(&request, requests.inbound.max_head(&requests.arrival)).map_err(Error::Refused)?;
@@ -76,35 +107,54 @@ async fn forward(
     if let Some(id) = &requests.client_id {
         request.headers_mut().insert(CLIENT_ID, id.clone());
     }
-    let connect = request.method() == Method::CONNECT;
-    let downstream = connect.then(|| hyper::upgrade::on(&mut request));
-    let (mut response, connection) = send(requests, request).await?;
-    // Callers believe what our headers say, so only this proxy may set them.
-    strip_ours(response.headers_mut());
-    let held = Held { _connection: connection, _stream: stream };
-    if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
-        let upstream = hyper::upgrade::on(&mut response);
-        tunnel(requests, downstream, upstream, held);
-        return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
+    let (response, connection) = send(requests, request).await?;
+    Ok((response, connection, stream))
+}
+
+/// What is left of a request once it is sent.
+struct Head {
+    head: (Method, Uri),
+    grpc: bool,
+    story: Story,
+}
+
+impl Head {
+    fn told(&self) -> Told<'_> {
+        Told { head: &self.head, grpc: self.grpc, story: &self.story }
     }
-    let from = Origin { grpc, proxy: false };
-    Ok(response.map(|body| ResponseBody::upstream((None, body), held, from)))
 }
 
 /// What lasts as long as a response.
-#[derive(Debug)]
 pub(super) struct Held {
+    requests: Arc<Requests>,
+    head: Head,
+    /// Status, and gRPC's where the head had it.
+    answered: (StatusCode, Option<u32>),
     _connection: Connection,
     /// Its place among the process's streams.
     _stream: Stream,
 }
 
-impl OnEnd for Held {
-    fn on_end(self, _: End<'_>) {}
+impl OnEnd for Box<Held> {
+    fn on_end(self, end: End<'_>) {
+        let Held { requests, head, answered: (status, code), .. } = &*self;
+        match end {
+            End::Complete(trailers) => {
+                let late = || trailers.filter(|_| head.grpc).and_then(grpc_status);
+                requests.answered(head.told(), *status, code.or_else(late));
+            }
+            End::Broken(error @ BodyError::Upstream(_)) => {
+                let (addr, detail) = (requests.arrival.app, error.to_string());
+                let error = Error::UpstreamReset { addr, detail, sent: Sent::Yes };
+                requests.record(head.told(), Err(&error));
+            }
+            End::Broken(_) | End::Dropped => {}
+        }
+    }
 }
 
 /// Carries the bytes of a `CONNECT` on a task of its own.
-fn tunnel(requests: &Requests, down: OnUpgrade, up: OnUpgrade, held: Held) {
+fn tunnel(requests: &Requests, down: OnUpgrade, up: OnUpgrade, held: Box<Held>) {
     let inbound = Arc::clone(&requests.inbound);
     let drain = inbound.drain.clone();
     tokio::spawn(drain.track(async move {

@@ -4,11 +4,25 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response};
+use http::{HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::{Arrival, Inbound, authorize};
-use crate::{decisions::Failed, error::Error, http::answer, metrics::Direction};
+use super::{
+    Arrival, Inbound,
+    authorize::{self, Caller},
+};
+use crate::{
+    error::Error,
+    fields::Fields,
+    http::answer,
+    metrics::{Direction, Tls},
+    sight::{
+        DECISION_ID_NAME,
+        id::DecisionId,
+        record::{Answered, Described, Finished},
+        story::Story,
+    },
+};
 
 /// What the requests of one connection have in common.
 #[derive(Debug)]
@@ -27,6 +41,17 @@ impl Requests {
         Self { inbound, arrival, client_id, trust_domain }
     }
 
+    /// Begins the story of a request whose fields are as they came. What a proxy of ours says it is
+    /// recorded as, it is recorded as here too.
+    pub(super) fn begin(&self, fields: &impl Fields, started: Instant) -> Story {
+        let mut story = Story::new(started, fields);
+        if self.arrival.tls == Tls::Mutual {
+            let id = fields.get(&DECISION_ID_NAME).and_then(|id| std::str::from_utf8(id).ok());
+            story.explained = id.and_then(|id| id.parse().ok());
+        }
+        story
+    }
+
     /// Counts a request and asks policy for it.
     pub(super) fn admit(&self, path: &str) -> Result<(), Error> {
         let Self { inbound, arrival, .. } = self;
@@ -36,34 +61,61 @@ impl Requests {
     }
 
     /// Counts and records a request that the proxy answers itself, and makes the answer.
-    pub(super) fn failed(&self, facts: Facts<'_>, error: &Error) -> Response<Bytes> {
-        self.failed_late(facts, error);
-        answer::error(error, facts.grpc)
+    pub(super) fn failed(&self, told: Told<'_>, error: &Error) -> Response<Bytes> {
+        let id = self.failed_late(told, error);
+        let mut response = answer::error(error, told.grpc);
+        answer::name(response.headers_mut(), id);
+        response
     }
 
     /// The same where the client has the beginning of a response already.
-    pub(super) fn failed_late(&self, facts: Facts<'_>, error: &Error) {
-        let Self { inbound, arrival, .. } = self;
-        inbound.metrics.error(Direction::Inbound, error.reason());
+    pub(super) fn failed_late(&self, told: Told<'_>, error: &Error) -> DecisionId {
+        self.inbound.metrics.error(Direction::Inbound, error.reason());
         tracing::debug!(%error, "request failed");
-        let now = Instant::now();
-        let failed = Failed {
-            route: None,
-            direction: Direction::Inbound,
-            target: &arrival.app.to_string(),
-            method: facts.method,
-            path: facts.path,
-            elapsed: now - facts.started,
+        self.record(told, Err(error))
+    }
+
+    /// Records a request that the application answered, if somebody wants to know of it.
+    pub(super) fn answered(&self, told: Told<'_>, status: StatusCode, grpc: Option<u32>) {
+        let failure = status.is_server_error() || grpc.is_some_and(answer::blames_server);
+        if failure || self.inbound.sight.wants(told.story.explained.is_some()) {
+            self.record(told, Ok(Answered { status, grpc, failure }));
+        }
+    }
+
+    /// Records a request.
+    pub(super) fn record(&self, told: Told<'_>, result: Result<Answered, &Error>) -> DecisionId {
+        let Self { inbound, arrival, .. } = self;
+        let policy = inbound.discovery.inbound_policy();
+        let client = match &arrival.caller {
+            Caller::Unknown(ip) => Some(*ip),
+            Caller::Mesh(_) => None,
         };
-        inbound.decisions.record(now, failed, error, std::iter::empty::<&str>());
+        let finished = Finished {
+            direction: Direction::Inbound,
+            about: told.head.about(),
+            grpc: told.grpc,
+            target: &arrival.app,
+            service: None,
+            route: None,
+            client,
+            peer: arrival.identity(),
+            policy: Some(format!("default-inbound-policy {}", policy.default)),
+            rules: None,
+            story: told.story,
+            result,
+            ended: Instant::now(),
+        };
+        let id = told.story.explained.unwrap_or_else(|| inbound.sight.id());
+        inbound.sight.finished(id, &finished);
+        id
     }
 }
 
-/// What is told of a request that failed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Facts<'a> {
-    pub(super) method: &'a Method,
-    pub(super) path: &'a str,
+/// A request, as far as its record is concerned.
+#[derive(Clone, Copy)]
+pub(super) struct Told<'a> {
+    pub(super) head: &'a dyn Described,
     pub(super) grpc: bool,
-    pub(super) started: Instant,
+    pub(super) story: &'a Story,
 }

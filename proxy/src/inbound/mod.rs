@@ -19,7 +19,6 @@ use tokio::{
 };
 
 use crate::{
-    decisions::Decisions,
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
     http::{MAX_ADDED, Version, h1 as http1, h2 as http2, told},
@@ -33,6 +32,7 @@ use crate::{
         prefixed::Prefixed,
     },
     shared::Shared,
+    sight::Sight,
     tls::{self, Alpn, identity::Identity},
 };
 use authorize::Caller;
@@ -57,7 +57,7 @@ pub struct Inbound {
     /// HTTP/2 connections to it, shared by all streams.
     shared: http2::pool::Pool<SocketAddr>,
     metrics: Arc<Metrics>,
-    decisions: Arc<Decisions>,
+    sight: Arc<Sight>,
     admission: Arc<Admission>,
     max_header_size: HeaderSize,
     drain: drain::Watch,
@@ -98,7 +98,7 @@ impl Inbound {
             admission: Arc::clone(&shared.admission),
             max_header_size: shared.max_header_size,
             drain: shared.drain.clone(),
-            decisions: Arc::clone(&shared.decisions),
+            sight: Arc::clone(&shared.sight),
             own,
         }
     }

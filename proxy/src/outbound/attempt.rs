@@ -4,7 +4,7 @@
 //! everything that is decided about it is decided here.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -23,24 +23,30 @@ use crate::{
     balance::{
         affinity,
         bulkhead::Permit,
-        pick::{Tried, pick},
+        choice::Choice,
+        pick::{Picked, Tried, pick},
         policy::Affinity,
         retry::{self, Answer as Seen, IDEMPOTENCY_KEY, Pushback, Sent, StopReason, Verdict},
         stats::{InFlight, Outcome},
     },
-    decisions::Failed,
     discovery::Endpoint,
     error::{Error, Reason},
     fields::Fields,
-    metrics::Direction,
+    http::answer::grpc_status,
+    sight::{
+        id::DecisionId,
+        record::Described,
+        story::{self, Attempt, Story},
+    },
 };
 
 /// What the decisions need to know of a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct Facts<'a> {
     pub(super) method: &'a Method,
-    pub(super) path: &'a str,
     pub(super) grpc: bool,
+    /// Its head, for whoever asks afterwards.
+    pub(super) head: &'a dyn Described,
 }
 
 /// One request and all attempts at it.
@@ -51,7 +57,7 @@ pub(super) struct Exchange<'a> {
     pub(super) started: Instant,
     pub(super) deadline: Option<Deadline>,
     /// Where the client's connection comes from.
-    client: IpAddr,
+    pub(super) client: IpAddr,
 }
 
 /// A response to give, and what is needed to close the books on it.
@@ -69,6 +75,7 @@ pub(super) struct Taken<A> {
 struct Answered<A> {
     answer: A,
     guard: InFlight<Endpoint>,
+    send: Sending,
 }
 
 /// How often a request was sent again, and why.
@@ -84,7 +91,16 @@ struct Sends {
 
 struct Unanswered {
     why: NoAnswer,
-    endpoint: Option<Arc<Endpoint>>,
+    /// `None`: there was nobody to send to.
+    send: Option<Sending>,
+}
+
+/// One send: to whom, why to this one, and since when.
+struct Sending {
+    endpoint: Arc<Endpoint>,
+    choice: Choice,
+    other: Option<SocketAddr>,
+    began: Instant,
 }
 
 impl<'a> Exchange<'a> {
@@ -107,6 +123,7 @@ impl<'a> Exchange<'a> {
         &self,
         call: &mut C,
         facts: Facts<'_>,
+        story: &mut Story,
     ) -> Result<Taken<C::Answer>, NoAnswer> {
         let traffic = self.upstream.traffic();
         traffic.requests.fetch_add(1, Ordering::Relaxed);
@@ -115,50 +132,44 @@ impl<'a> Exchange<'a> {
         }
         let places = Places::of(self.upstream, &self.snapshot);
         let deadline = self.deadline.map(|deadline| deadline.at);
-        let permit = match places.enter(call.is_exclusive(), deadline).await {
-            Ok(permit) => permit,
-            Err(none) => {
-                let why = self.no_place(none);
-                self.record(facts, &why, &[]);
-                return Err(why);
-            }
-        };
+        let entered = places.enter(call.is_exclusive(), deadline).await;
+        if places.are_bounded() {
+            story.waited = self.started.elapsed();
+        }
+        let permit = entered.map_err(|none| self.no_place(none))?;
         let mut sends = Sends::default();
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         loop {
-            let result = self.attempt(call, &places, sends, &tried).await;
-            let (verdict, pushback) = self.judge(&result, call, facts, sends);
+            let via = (&places, sends, story.explained);
+            let result = self.attempt(call, via, &tried).await;
+            let now = Instant::now();
+            let (verdict, pushback) = self.judge(&result, call, facts, (sends, now));
+            tell(story, &result, verdict, (facts.grpc, now));
             let backoff = match verdict {
                 Verdict::Retry { backoff } => backoff,
                 Verdict::Stop(why) => {
                     self.count_stop(why, sends.retries);
                     return match result {
-                        Ok(Answered { answer, guard }) => {
+                        Ok(Answered { answer, guard, .. }) => {
                             let mark = self.keep(call.fields(), guard.endpoint());
                             Ok(Taken { answer, guard, places, permit, mark })
                         }
-                        Err(failed) => {
-                            self.record(facts, &failed.why, &tried);
-                            Err(failed.why)
-                        }
+                        Err(failed) => Err(failed.why),
                     };
                 }
             };
             sends.count(sent(&result), pushback);
             traffic.retries.fetch_add(1, Ordering::Relaxed);
             match result {
-                Ok(Answered { answer, mut guard }) => {
+                Ok(Answered { answer, mut guard, .. }) => {
                     let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
                     self.report(&mut guard, answer.sent_at(), outcome);
                     tried.push(Arc::clone(guard.endpoint()));
                     call.give_up(guard.endpoint(), answer);
                 }
-                Err(failed) => tried.extend(failed.endpoint),
+                Err(failed) => tried.extend(failed.send.map(|send| send.endpoint)),
             }
-            if let Err(why) = self.pause(backoff).await {
-                self.record(facts, &why, &tried);
-                return Err(why);
-            }
+            self.pause(backoff).await?;
         }
     }
 
@@ -216,20 +227,22 @@ impl<'a> Exchange<'a> {
     async fn attempt<C: Call>(
         &self,
         call: &mut C,
-        places: &Places,
-        sends: Sends,
+        (places, sends, explained): (&Places, Sends, Option<DecisionId>),
         tried: &[Arc<Endpoint>],
     ) -> Result<Answered<C::Answer>, Unanswered> {
         let picked = self.pick(call.fields(), tried);
-        let mut guard = picked.map_err(|error| Unanswered { why: error.into(), endpoint: None })?;
-        let endpoint = Arc::clone(guard.endpoint());
-        let begun = Instant::now();
-        let via = Via { places, snapshot: &self.snapshot, bounds: self.bounds(sends, begun) };
-        match call.send(&endpoint, via).await {
-            Ok(answer) => Ok(Answered { answer, guard }),
+        let picked = picked.map_err(|error| Unanswered { why: error.into(), send: None })?;
+        let Picked { mut guard, choice, .. } = picked;
+        let began = Instant::now();
+        let other = choice.other.map(|other| self.snapshot.endpoints[other].addr);
+        let send = Sending { endpoint: Arc::clone(guard.endpoint()), choice, other, began };
+        let bounds = self.bounds(sends, began);
+        let via = Via { places, snapshot: &self.snapshot, bounds, explained };
+        match call.send(&send.endpoint, via).await {
+            Ok(answer) => Ok(Answered { answer, guard, send }),
             Err(why) => {
-                self.report(&mut guard, begun, why.outcome());
-                Err(Unanswered { why, endpoint: Some(endpoint) })
+                self.report(&mut guard, began, why.outcome());
+                Err(Unanswered { why, send: Some(send) })
             }
         }
     }
@@ -255,7 +268,7 @@ impl<'a> Exchange<'a> {
         &self,
         fields: &impl Fields,
         tried: &[Arc<Endpoint>],
-    ) -> Result<InFlight<Endpoint>, Error> {
+    ) -> Result<Picked<Endpoint>, Error> {
         let avoid = |endpoint: &Endpoint| {
             let known = tried.iter().any(|t| std::ptr::eq(Arc::as_ptr(t), endpoint));
             if known { Tried::Avoid } else { Tried::No }
@@ -265,7 +278,7 @@ impl<'a> Exchange<'a> {
         let wish = self.upstream.wish(&self.snapshot, Some(fields), self.client, now);
         let mut rng = self.outbound.rng.lock();
         let picked = pick(endpoints, policy, self.upstream.cursor(), wish, avoid, now, &mut rng);
-        picked.map(|picked| picked.guard).map_err(|none| self.upstream.nobody(none))
+        picked.map_err(|none| self.upstream.nobody(none))
     }
 
     fn judge<C: Call>(
@@ -273,7 +286,7 @@ impl<'a> Exchange<'a> {
         result: &Result<Answered<C::Answer>, Unanswered>,
         call: &C,
         facts: Facts<'_>,
-        sends: Sends,
+        (sends, now): (Sends, Instant),
     ) -> (Verdict, Pushback) {
         let policy = self.snapshot.retry();
         let stop = (Verdict::Stop(StopReason::NotRetryable), Pushback::None);
@@ -283,7 +296,7 @@ impl<'a> Exchange<'a> {
                 let seen = verdict::seen_by_client(answer, facts.grpc);
                 (Sent::Yes, seen, Pushback::read(seen, answer.fields()))
             }
-            Err(Unanswered { why: NoAnswer::Error(error), endpoint: Some(_) }) => {
+            Err(Unanswered { why: NoAnswer::Error(error), send: Some(_) }) => {
                 let seen = if facts.grpc {
                     Seen::Grpc(error.grpc_status())
                 } else {
@@ -303,34 +316,10 @@ impl<'a> Exchange<'a> {
             keyed: policy.is_some() && call.fields().get(&IDEMPOTENCY_KEY).is_some(),
             replayable: call.is_replayable(),
         };
-        let now = Instant::now().into_std();
         let budget = self.snapshot.budget(self.upstream);
         let mut rng = self.outbound.rng.lock();
         let budget = budget.as_deref();
-        (retry::decide(policy, request, attempt, budget, now, &mut rng), pushback)
-    }
-
-    fn record(&self, facts: Facts<'_>, why: &NoAnswer, tried: &[Arc<Endpoint>]) {
-        if let NoAnswer::Error(error) | NoAnswer::Impatient(error) | NoAnswer::BadRequest(error) =
-            why
-        {
-            self.record_error(facts, error, tried);
-        }
-    }
-
-    /// Keeps the failure for `/decisions`.
-    pub(super) fn record_error(&self, facts: Facts<'_>, error: &Error, tried: &[Arc<Endpoint>]) {
-        let target = self.upstream.name();
-        let failed = Failed {
-            direction: Direction::Outbound,
-            target: &target,
-            route: self.snapshot.route(),
-            method: facts.method,
-            path: facts.path,
-            elapsed: self.started.elapsed(),
-        };
-        let tried = tried.iter().map(|endpoint| endpoint.addr);
-        self.outbound.decisions.record(Instant::now(), failed, error, tried);
+        (retry::decide(policy, request, attempt, budget, now.into_std(), &mut rng), pushback)
     }
 
     fn count_stop(&self, why: StopReason, retries: u32) {
@@ -397,6 +386,34 @@ impl Sends {
         let exact = matches!(pushback, Pushback::Exactly(_));
         self.backoffs = if exact { 0 } else { self.backoffs + 1 };
     }
+}
+
+/// Adds an attempt to a request's story.
+fn tell<A: Answer>(
+    story: &mut Story,
+    result: &Result<Answered<A>, Unanswered>,
+    verdict: Verdict,
+    (grpc, at): (bool, Instant),
+) {
+    let (send, result) = match result {
+        Ok(Answered { answer, send, .. }) => {
+            let answered = story::Outcome::Answered {
+                status: answer.status(),
+                grpc: grpc.then(|| grpc_status(answer.fields())).flatten(),
+                connected: answer.dialled().then(|| answer.sent_at()),
+                head: at,
+            };
+            (send, answered)
+        }
+        Err(Unanswered { send: Some(send), why }) => match why.error() {
+            Some(error) => (send, story::Outcome::failed(error, at)),
+            None => (send, story::Outcome::GivenUp(at)),
+        },
+        Err(Unanswered { send: None, .. }) => return,
+    };
+    let Sending { endpoint, choice, other, began } = send;
+    let (endpoint, choice, other, began) = (Arc::clone(endpoint), *choice, *other, *began);
+    story.tell(Attempt { endpoint, choice, other, began, result, verdict });
 }
 
 fn sent<A>(result: &Result<A, Unanswered>) -> Sent {

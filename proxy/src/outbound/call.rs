@@ -6,7 +6,10 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::{Snapshot, places::Places, verdict};
-use crate::{balance::stats::Outcome, discovery::Endpoint, error::Error, fields::Fields};
+use crate::{
+    balance::stats::Outcome, discovery::Endpoint, error::Error, fields::Fields,
+    sight::id::DecisionId,
+};
 
 /// A request that can be sent, more than once if need be.
 pub(super) trait Call: Send {
@@ -43,6 +46,8 @@ pub(super) trait Answer: Send {
     /// When the connection stood and the request left: the endpoint's speed is judged without the
     /// dial, which happens once.
     fn sent_at(&self) -> Instant;
+    /// Whether the connection was made for it.
+    fn dialled(&self) -> bool;
 }
 
 /// No response.
@@ -61,6 +66,14 @@ pub(super) enum NoAnswer {
 impl NoAnswer {
     /// What the client is told; nothing where there is no client.
     pub(super) fn into_error(self) -> Option<Error> {
+        match self {
+            Self::Error(error) | Self::Impatient(error) | Self::BadRequest(error) => Some(error),
+            Self::ClientGone => None,
+        }
+    }
+
+    /// What the client is told.
+    pub(super) fn error(&self) -> Option<&Error> {
         match self {
             Self::Error(error) | Self::Impatient(error) | Self::BadRequest(error) => Some(error),
             Self::ClientGone => None,
@@ -88,6 +101,8 @@ pub(super) struct Via<'a> {
     pub(super) places: &'a Places,
     pub(super) snapshot: &'a Snapshot,
     pub(super) bounds: Bounds,
+    /// Under which id the other side is to record it.
+    pub(super) explained: Option<DecisionId>,
 }
 
 /// Bounds of one send, and which one it is.

@@ -4,7 +4,7 @@ use std::{future::poll_fn, sync::Arc};
 
 use bytes::Bytes;
 use http::StatusCode;
-use remora_core::names::headers::ATTEMPT;
+use remora_core::names::headers::{ATTEMPT, DECISION_ID};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -18,6 +18,7 @@ use super::{
     dial::{Connected, Key},
     http::Requests,
     mirror::{self, Nobody},
+    record::Told,
     routed::{Arrived, Changes, Course},
     verdict,
 };
@@ -25,9 +26,9 @@ use crate::{
     balance::stats::Outcome,
     discovery::Endpoint,
     error::{Error, Sent},
-    fields::Fields,
+    fields::{Fields, FieldsMut},
     http::{
-        answer::is_grpc,
+        answer::{grpc_status, is_grpc},
         h1::{
             exchange::{self, Ending, Late, Patience},
             request::RequestHead,
@@ -39,6 +40,7 @@ use crate::{
     },
     metrics::Direction,
     net::{connect::Reset, copy::Carried},
+    sight::{DECISION_ID_NAME, id::DecisionId, story::Story},
     tls::Alpn,
 };
 
@@ -59,18 +61,20 @@ struct H1Answer {
     head: ResponseHead,
     bounds: Bounds,
     sent_at: Instant,
+    dialled: bool,
 }
 
 impl Handler<TcpStream> for Requests {
     async fn handle(&self, client: &mut Wire<TcpStream>, mut request: RequestHead) -> After {
-        let started = Instant::now();
+        let mut story = self.begin(&request.fields, Instant::now());
         request.fields.strip_ours();
         let grpc = is_grpc(&request.fields);
         let upload = exchange::upload(&request);
         let upstream = match self.upstream().await {
             Ok(upstream) => upstream,
             Err(error) => {
-                let response = self.outbound.failed(&self.last(), &error, grpc);
+                let told = Told { head: &request, grpc, client: self.client, story: &story };
+                let response = self.outbound.failed((&self.last(), None), told, &error);
                 let draining = self.outbound.drain.is_draining();
                 return server::answer(client, &request, &upload, &response, draining).await;
             }
@@ -78,13 +82,13 @@ impl Handler<TcpStream> for Requests {
         let snapshot = upstream.snapshot();
         if snapshot.routes.is_some() {
             // Boxed, since most Services have none.
-            let arrived = Arrived { started, grpc, copied: !request.leaves_http() };
+            let arrived = Arrived { grpc, copied: !request.leaves_http() };
             let sides = (client, request, upload);
-            return Box::pin(self.routed(sides, (&upstream, snapshot), arrived)).await;
+            return Box::pin(self.routed(sides, (&upstream, snapshot), arrived, story)).await;
         }
-        let from = (self.client, started);
+        let from = (self.client, story.started);
         let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
-        let facts = Facts { method: &request.method, path: request.path(), grpc };
+        let facts = Facts { method: &request.method, grpc, head: &request };
         let mut call = H1Call {
             outbound: &self.outbound,
             upstream: &upstream,
@@ -93,9 +97,9 @@ impl Handler<TcpStream> for Requests {
             upload,
             changes: None,
         };
-        match exchange.run(&mut call, facts).await {
-            Ok(taken) => call.finish(&exchange, taken, facts).await,
-            Err(why) => call.give(why, grpc).await,
+        match exchange.run(&mut call, facts, &mut story).await {
+            Ok(taken) => call.finish(&exchange, taken, facts, story).await,
+            Err(why) => call.give(&exchange, why, facts, &story).await,
         }
     }
 
@@ -112,12 +116,13 @@ impl Requests {
         (client, mut request, upload): (&mut Wire<TcpStream>, RequestHead, Transfer),
         (upstream, snapshot): (&Arc<Upstream>, Snapshot),
         arrived: Arrived,
+        mut story: Story,
     ) -> After {
         let routes = snapshot.routes.as_deref().unwrap_or_default();
         // It may take long on purpose; meanwhile the client may go.
         let course = tokio::select! {
             biased;
-            course = self.course((upstream, routes), &mut request, arrived) => course,
+            course = self.course((upstream, routes), &mut request, arrived, &story) => course,
             () = poll_fn(|cx| client.poll_gone(cx)) => return After::Break,
         };
         let going = match course {
@@ -128,10 +133,9 @@ impl Requests {
             }
         };
         let (upstream, changes) = (&going.upstream, &going.changes);
-        let from = (self.client, arrived.started);
+        let from = (self.client, story.started);
         let exchange = Exchange::new(&self.outbound, (upstream, going.snapshot()), from, None);
-        let grpc = arrived.grpc;
-        let facts = Facts { method: &request.method, path: request.path(), grpc };
+        let facts = Facts { method: &request.method, grpc: arrived.grpc, head: &request };
         let mut call = H1Call {
             outbound: &self.outbound,
             upstream,
@@ -140,15 +144,15 @@ impl Requests {
             upload,
             changes: Some(changes),
         };
-        let answered = exchange.run(&mut call, facts).await;
+        let answered = exchange.run(&mut call, facts, &mut story).await;
         if !going.copies.is_empty() {
             let body = call.upload.kept().filter(|_| call.upload.is_done());
             let body = body.map(Bytes::copy_from_slice);
             self.outbound.mirror(changes.route(), going.copies, body, send_copy);
         }
         match answered {
-            Ok(taken) => call.finish(&exchange, taken, facts).await,
-            Err(why) => call.give(why, grpc).await,
+            Ok(taken) => call.finish(&exchange, taken, facts, story).await,
+            Err(why) => call.give(&exchange, why, facts, &story).await,
         }
     }
 }
@@ -167,7 +171,8 @@ async fn send_copy(
     let snapshot = mirror::snapshot(&upstream);
     let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);
     let grpc = is_grpc(&request.fields);
-    let facts = Facts { method: &request.method, path: request.path(), grpc };
+    let facts = Facts { method: &request.method, grpc, head: &request };
+    let mut story = Story::new(started, &request.fields);
     let upload = exchange::upload(&request);
     let mut call = H1Call {
         outbound: &outbound,
@@ -177,8 +182,8 @@ async fn send_copy(
         upload,
         changes: None,
     };
-    match exchange.run(&mut call, facts).await {
-        Ok(taken) => call.finish(&exchange, taken, facts).await != After::Break,
+    match exchange.run(&mut call, facts, &mut story).await {
+        Ok(taken) => call.finish(&exchange, taken, facts, story).await != After::Break,
         Err(_) => false,
     }
 }
@@ -207,16 +212,14 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> Call for H1Call<'_
         };
         let sent_at = Instant::now();
         let patience = Patience::from(bounds);
-        let extra = match bounds.earlier {
-            0 => String::new(),
-            earlier => format!("{ATTEMPT}: {}\r\n", earlier + 1),
-        };
+        let dialled = idle.is_none();
+        let extra = extra(bounds, via.explained.filter(|_| endpoint.identity.is_some()));
         let sides = (&mut *self.client, &mut wire);
         let request = (self.request, extra.as_bytes());
         match exchange::ask(sides, request, &mut self.upload, patience).await {
             Ok(head) => match verdict::not_delivered(endpoint, &head.fields) {
                 Some(error) => Err(error.into()),
-                None => Ok(H1Answer { wire, head, bounds, sent_at }),
+                None => Ok(H1Answer { wire, head, bounds, sent_at, dialled }),
             },
             Err(failed) => {
                 // Without a proxy on the other side an orderly end would say that we listen on.
@@ -264,6 +267,10 @@ impl Answer for H1Answer {
     fn sent_at(&self) -> Instant {
         self.sent_at
     }
+
+    fn dialled(&self) -> bool {
+        self.dialled
+    }
 }
 
 impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
@@ -281,15 +288,26 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         exchange: &Exchange<'_>,
         taken: Taken<H1Answer>,
         facts: Facts<'_>,
+        mut story: Story,
     ) -> After {
         // The permit lives to the end of this function.
         let Taken { answer, mut guard, places, permit: _permit, mark } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc);
-        let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
+        let failure = matches!(outcome, Some(Outcome::Failure(_)));
+        let grpc = facts.grpc.then(|| grpc_status(answer.fields())).flatten();
+        let H1Answer { mut wire, mut head, bounds, sent_at, .. } = answer;
+        let status = head.status;
         self.upstream.traffic().responded(head.status);
         if guard.endpoint().identity.is_none() {
             // Only a proxy of ours may say what our headers say.
             head.fields.strip_ours();
+        }
+        if failure {
+            self.outbound.name(&mut story, &head.fields);
+        }
+        if let Some(id) = story.explained {
+            head.fields.remove(&DECISION_ID_NAME);
+            head.fields.add(DECISION_ID, id.to_string().as_bytes());
         }
         if let Some(mark) = mark {
             mark.write(&mut head.fields);
@@ -308,6 +326,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                 outbound.cut(&broken);
             }
             outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+            exchange.answered(facts, &story, (status, grpc), failure);
             return After::Break;
         }
         let (last, kept_for) = (outbound.drain.is_draining(), head.kept_for);
@@ -321,6 +340,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                 let endpoint = guard.endpoint();
                 endpoint.latency.record(now - exchange.started);
                 self.upstream.traffic().latency.record(now - exchange.started);
+                exchange.answered(facts, &story, (status, grpc), failure);
                 if reusable && !places.starved() {
                     outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
                 }
@@ -341,14 +361,14 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                     sent: Sent::Yes,
                 };
                 exchange.report(&mut guard, sent_at, verdict::failure(&error));
-                self.broke_off(exchange, facts, error, begun).await
+                self.broke_off(exchange, (facts, &story), error, begun).await
             }
             Ending::Late { late, begun } => {
                 wire.reset();
                 let why = too_late(late, bounds);
                 exchange.report(&mut guard, sent_at, why.outcome());
                 let Some(error) = why.into_error() else { return After::Break };
-                self.broke_off(exchange, facts, error, begun).await
+                self.broke_off(exchange, (facts, &story), error, begun).await
             }
         }
     }
@@ -357,29 +377,46 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     async fn broke_off(
         self,
         exchange: &Exchange<'_>,
-        facts: Facts<'_>,
+        (facts, story): (Facts<'_>, &Story),
         error: Error,
         begun: bool,
     ) -> After {
-        exchange.record_error(facts, &error, &[]);
         if begun {
-            self.outbound.error(error.reason());
+            exchange.broke_off(facts, story, &error);
             return After::Break;
         }
-        self.give(error.into(), facts.grpc).await
+        self.give(exchange, error.into(), facts, story).await
     }
 
     /// Gives the client an answer of ours in the place of a response.
-    async fn give(self, why: NoAnswer, grpc: bool) -> After {
-        let Self { outbound, upstream, client, request, upload, changes } = self;
+    async fn give(
+        self,
+        exchange: &Exchange<'_>,
+        why: NoAnswer,
+        facts: Facts<'_>,
+        story: &Story,
+    ) -> After {
+        let Self { outbound, client, request, upload, changes, .. } = self;
         let Some(error) = why.into_error() else { return After::Break };
-        let mut response = outbound.failed(upstream, &error, grpc);
+        let mut response = exchange.failed(facts, story, &error);
         if let Some(changes) = changes {
             changes.apply(response.headers_mut());
         }
         let draining = outbound.drain.is_draining();
         server::answer(client, request, &upload, &response, draining).await
     }
+}
+
+/// Lines that go with the fields of a request.
+fn extra(bounds: Bounds, explained: Option<DecisionId>) -> String {
+    let mut extra = String::new();
+    if bounds.earlier > 0 {
+        extra = format!("{ATTEMPT}: {}\r\n", bounds.earlier + 1);
+    }
+    if let Some(id) = explained {
+        extra += &format!("{DECISION_ID}: {id}\r\n");
+    }
+    extra
 }
 
 fn no_answer(failed: exchange::NoAnswer, endpoint: &Endpoint, bounds: Bounds) -> NoAnswer {

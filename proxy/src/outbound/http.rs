@@ -7,14 +7,11 @@
 use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::Response;
 
 use super::{Outbound, Upstream};
 use crate::{
     discovery::{Resolution, Target},
     error::Error,
-    http::answer,
 };
 
 /// Where the requests of one connection go.
@@ -60,16 +57,5 @@ impl Requests {
     /// The upstream as it was last found.
     pub(super) fn last(&self) -> Arc<Upstream> {
         self.upstream.load_full()
-    }
-}
-
-impl Outbound {
-    /// Counts a request to an upstream that the proxy answers itself, and makes the answer.
-    pub(super) fn failed(&self, upstream: &Upstream, error: &Error, grpc: bool) -> Response<Bytes> {
-        self.error(error.reason());
-        tracing::debug!(%error, upstream = %upstream.name(), "request failed");
-        let response = answer::error(error, grpc);
-        upstream.traffic().responded(response.status());
-        response
     }
 }

@@ -14,6 +14,7 @@ pub mod http;
 mod learned;
 mod mirror;
 mod places;
+mod record;
 mod routed;
 mod snapshot;
 pub mod tcp;
@@ -44,7 +45,6 @@ use crate::{
         pick::{NoEndpoint, Wish},
         policy::{Affinity, Algorithm},
     },
-    decisions::Decisions,
     discovery::{
         Discovery, DiscoveryError, Endpoint, PodTarget, Protocol, Resolution, Service, Target,
         traffic::Traffic,
@@ -63,6 +63,7 @@ use crate::{
         prefixed::Prefixed,
     },
     shared::Shared,
+    sight::Sight,
     tls::identity::Identity,
 };
 
@@ -81,7 +82,7 @@ pub struct Outbound {
     shared: http2::pool::Pool<dial::Key>,
     learned: learned::Learned,
     metrics: Arc<Metrics>,
-    decisions: Arc<Decisions>,
+    sight: Arc<Sight>,
     rng: Mutex<fastrand::Rng>,
     mirrors: mirror::Mirrors,
     admission: Arc<Admission>,
@@ -128,7 +129,7 @@ impl Outbound {
             drain: shared.drain.clone(),
             own,
             pod_ips: Arc::clone(&shared.pod_ips),
-            decisions: Arc::clone(&shared.decisions),
+            sight: Arc::clone(&shared.sight),
         }
     }
 

@@ -57,6 +57,11 @@ impl Places {
         }
     }
 
+    /// Whether there is anything to wait for.
+    pub(super) fn are_bounded(&self) -> bool {
+        self.bulkhead.is_some()
+    }
+
     /// Whether another worker waits for a connection to close.
     pub(super) fn starved(&self) -> bool {
         self.bulkhead.as_ref().is_some_and(|bulkhead| bulkhead.is_starved())

@@ -13,21 +13,22 @@ use http::{HeaderName, HeaderValue, Response};
 use remora_core::names::headers::FAULT;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Outbound, Snapshot, Upstream, http::Requests, mirror::Copied, snapshot::By};
+use super::{
+    Outbound, Snapshot, Upstream, http::Requests, mirror::Copied, record::Told, snapshot::By,
+};
 use crate::{
     balance::{affinity, policy::Affinity, token::Token},
-    decisions::Failed,
     discovery::{Resolution, Service, ServiceId, Target},
     error::Error,
     fields::{Fields, FieldsMut},
     http::answer,
-    metrics::Direction,
     route::{
         self, Filter, Message, Route,
         backend::{Backend, Backends, NoBackend, Weighted},
         fault::Abort,
         stream::StreamRoute,
     },
+    sight::{record::Described, story::Story},
 };
 
 /// How long a client may take to say its first word where nothing but a name in it says where its
@@ -45,6 +46,8 @@ pub(super) enum Course<M> {
 /// A request on its way.
 pub(super) struct Going<M> {
     pub(super) upstream: Arc<Upstream>,
+    /// Whose route it took.
+    parent: Arc<Upstream>,
     pub(super) changes: Changes,
     /// For others, once its body is there.
     pub(super) copies: Vec<Copied<M>>,
@@ -54,6 +57,8 @@ pub(super) struct Going<M> {
 #[derive(Debug, Clone)]
 pub(super) struct Changes {
     route: Arc<Route>,
+    /// Which of the route's conditions the request met.
+    condition: usize,
     /// Which of its backends was chosen.
     backend: Option<usize>,
     /// Of the request, before it was changed.
@@ -61,9 +66,10 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    fn of(route: &Arc<Route>, request: &impl Message) -> Self {
+    fn of(found: route::Found<'_>, request: &impl Message) -> Self {
+        let route::Found { route, condition, .. } = found;
         let origin = route::origin(&route.filters, request.fields());
-        Self { route: Arc::clone(route), backend: None, origin }
+        Self { route: Arc::clone(route), condition, backend: None, origin }
     }
 
     /// Changes a response as the backend's filters say, and then as the route's do.
@@ -87,6 +93,16 @@ impl Changes {
         }
     }
 
+    /// A moment of the Service whose route was taken.
+    fn snapshot(&self, parent: &Arc<Upstream>) -> Snapshot {
+        Snapshot { routes: None, by: self.by(parent), ..parent.snapshot() }
+    }
+
+    fn by(&self, parent: &Arc<Upstream>) -> By {
+        let (route, parent) = (Arc::clone(&self.route), Arc::clone(parent));
+        By::Route { route, condition: self.condition, parent }
+    }
+
     /// The route that was taken.
     pub(super) fn route(&self) -> &Arc<Route> {
         &self.route
@@ -96,15 +112,14 @@ impl Changes {
 impl<M> Going<M> {
     /// A moment of the upstream, with the route's policy.
     pub(super) fn snapshot(&self) -> Snapshot {
-        let route = Arc::clone(&self.changes.route);
-        Snapshot { routes: None, by: By::Route(route), ..self.upstream.snapshot() }
+        let by = self.changes.by(&self.parent);
+        Snapshot { routes: None, by, ..self.upstream.snapshot() }
     }
 }
 
 /// The request that a course is found for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrived {
-    pub(super) started: Instant,
     pub(super) grpc: bool,
     /// It stays HTTP, so that a copy of it can be made.
     pub(super) copied: bool,
@@ -113,28 +128,34 @@ pub(super) struct Arrived {
 impl Requests {
     /// What becomes of a request of a Service with routes; an answer is counted, and a failure recorded
     /// too. The request is changed as its route says.
-    pub(super) async fn course<M: Message + Clone>(
+    pub(super) async fn course<M: Message + Described + Clone>(
         &self,
         (upstream, routes): (&Arc<Upstream>, &[Arc<Route>]),
         request: &mut M,
         arrived: Arrived,
+        story: &Story,
     ) -> Course<M> {
+        let grpc = arrived.grpc;
         let Some(found) = route::find(routes, request) else {
             let error = Error::NoRoute(format!("{} has none for this request", upstream.name()));
-            return Course::Answer(self.not_sent(upstream, request, arrived, &error, None));
+            let told = Told { head: request, grpc, client: self.client, story };
+            return Course::Answer(self.not_sent(upstream, told, &error, None));
         };
         found.route.traffic.requests.fetch_add(1, Ordering::Relaxed);
-        let mut changes = Changes::of(found.route, request);
-        let steps = self.steps(upstream, found, request, &mut changes, arrived);
+        let mut changes = Changes::of(found, request);
+        let steps = self.steps(upstream, found, request, &mut changes, (arrived, story.started));
         match steps.await {
-            Ok(Course::Answer(response)) => {
+            Ok(Course::Answer(mut response)) => {
                 upstream.traffic().requests.fetch_add(1, Ordering::Relaxed);
                 upstream.traffic().responded(response.status());
+                let told = Told { head: request, grpc, client: self.client, story };
+                self.answered_by_route(upstream, told, &mut response, &changes);
                 Course::Answer(response)
             }
             Ok(going) => going,
             Err(error) => {
-                Course::Answer(self.not_sent(upstream, request, arrived, &error, Some(&changes)))
+                let told = Told { head: request, grpc, client: self.client, story };
+                Course::Answer(self.not_sent(upstream, told, &error, Some(&changes)))
             }
         }
     }
@@ -145,10 +166,10 @@ impl Requests {
         found: route::Found<'_>,
         request: &mut M,
         changes: &mut Changes,
-        arrived: Arrived,
+        (arrived, started): (Arrived, Instant),
     ) -> Result<Course<M>, Error> {
-        let route::Found { route, prefix } = found;
-        if let Some(abort) = self.fault(route, request.fields(), arrived).await? {
+        let route::Found { route, prefix, .. } = found;
+        if let Some(abort) = self.fault(route, request.fields(), started).await? {
             let mut response = aborted(abort, arrived.grpc);
             changes.apply(response.headers_mut());
             return Ok(Course::Answer(response));
@@ -180,7 +201,8 @@ impl Requests {
                 copies.extend(self.copies(filters, request));
             }
         }
-        Ok(Course::Go(Box::new(Going { upstream, changes: changes.clone(), copies })))
+        let (parent, changes) = (Arc::clone(parent), changes.clone());
+        Ok(Course::Go(Box::new(Going { upstream, parent, changes, copies })))
     }
 
     /// Holds a request up, where it is to be, and says how it is refused, where that is to be.
@@ -188,14 +210,14 @@ impl Requests {
         &self,
         route: &Route,
         fields: &impl Fields,
-        arrived: Arrived,
+        started: Instant,
     ) -> Result<Option<Abort>, Error> {
         let Some(fault) = &route.fault else { return Ok(None) };
         let fate = fault.decide(fields, &mut self.outbound.rng.lock());
         if let Some(delay) = fate.delay {
             route.traffic.delayed.fetch_add(1, Ordering::Relaxed);
             let until = Instant::now() + delay;
-            let bound = route.timeouts.request.map(|bound| (arrived.started + bound, bound));
+            let bound = route.timeouts.request.map(|bound| (started + bound, bound));
             match bound.filter(|(deadline, _)| *deadline <= until) {
                 None => sleep_until(until).await,
                 Some((deadline, bound)) => {
@@ -248,29 +270,35 @@ impl Requests {
     /// Counts and records a request that came to no upstream, and makes its answer.
     fn not_sent(
         &self,
-        upstream: &Upstream,
-        request: &impl Message,
-        arrived: Arrived,
+        upstream: &Arc<Upstream>,
+        told: Told<'_>,
         error: &Error,
         changes: Option<&Changes>,
     ) -> Response<Bytes> {
         upstream.traffic().requests.fetch_add(1, Ordering::Relaxed);
-        let target = upstream.name();
-        let failed = Failed {
-            direction: Direction::Outbound,
-            target: &target,
-            route: changes.map(|changes| &*changes.route.name),
-            method: request.method(),
-            path: request.path(),
-            elapsed: arrived.started.elapsed(),
-        };
-        let nobody = std::iter::empty::<String>();
-        self.outbound.decisions.record(Instant::now(), failed, error, nobody);
-        let mut response = self.outbound.failed(upstream, error, arrived.grpc);
+        let snapshot = changes.map(|changes| changes.snapshot(upstream));
+        let mut response = self.outbound.failed((upstream, snapshot.as_ref()), told, error);
         if let Some(changes) = changes {
             changes.apply(response.headers_mut());
         }
         response
+    }
+
+    /// Records a request that its route answered, on purpose.
+    fn answered_by_route(
+        &self,
+        upstream: &Arc<Upstream>,
+        told: Told<'_>,
+        response: &mut Response<Bytes>,
+        changes: &Changes,
+    ) {
+        if let Some(id) = told.story.explained {
+            answer::name(response.headers_mut(), id);
+        }
+        let (snapshot, status) = (changes.snapshot(upstream), response.status());
+        let grpc = answer::grpc_status(response.headers());
+        let failure = response.headers().contains_key(FAULT);
+        self.outbound.answered((upstream, &snapshot), told, (status, grpc), failure);
     }
 }
 

@@ -31,7 +31,13 @@ pub(super) enum By {
     /// It was dialled, and has no routes.
     Dialled,
     /// A route sent it there: its retries, time-outs and affinity hold.
-    Route(Arc<Route>),
+    Route {
+        route: Arc<Route>,
+        /// Which of the route's conditions it met.
+        condition: usize,
+        /// Whose route it is.
+        parent: Arc<Upstream>,
+    },
     /// It is a copy, which is sent once.
     Mirror,
 }
@@ -41,7 +47,7 @@ impl Snapshot {
     pub(super) fn retry(&self) -> Option<&RetryPolicy> {
         match &self.by {
             By::Dialled => self.policy.retry.as_ref(),
-            By::Route(route) => route.retry.as_ref(),
+            By::Route { route, .. } => route.retry.as_ref(),
             By::Mirror => None,
         }
     }
@@ -49,7 +55,7 @@ impl Snapshot {
     pub(super) fn timeouts(&self) -> &TimeoutPolicy {
         match &self.by {
             By::Dialled | By::Mirror => &self.policy.timeouts,
-            By::Route(route) => &route.timeouts,
+            By::Route { route, .. } => &route.timeouts,
         }
     }
 
@@ -57,7 +63,7 @@ impl Snapshot {
         let own = self.policy.affinity.as_ref();
         match &self.by {
             By::Dialled => own,
-            By::Route(route) => route.affinity.as_ref().or(own),
+            By::Route { route, .. } => route.affinity.as_ref().or(own),
             By::Mirror => None,
         }
     }
@@ -66,17 +72,9 @@ impl Snapshot {
     pub(super) fn budget(&self, upstream: &Upstream) -> Option<Arc<Budget>> {
         let wanted = self.retry()?.budget;
         Some(match &self.by {
-            By::Route(route) => route.traffic.budget(wanted),
+            By::Route { route, .. } => route.traffic.budget(wanted),
             By::Dialled | By::Mirror => upstream.traffic().budget(wanted),
         })
-    }
-
-    /// The name of the route that a request took.
-    pub(super) fn route(&self) -> Option<&str> {
-        match &self.by {
-            By::Route(route) => Some(&route.name),
-            By::Dialled | By::Mirror => None,
-        }
     }
 }
 

@@ -25,7 +25,6 @@ use tokio::{
 
 use super::{Outbound, Source};
 use crate::{
-    decisions::Decisions,
     discovery::{Discovery, Limits, Resolution, Target, traffic::RouteTraffic},
     metrics::Metrics,
     net::{admission::Admission, connect::Connector},
@@ -247,7 +246,7 @@ fn shared(discovery: &Discovery, drain: Watch) -> Shared {
         admission: Admission::new(100, 100),
         max_header_size: HeaderSize::default(),
         metrics: Arc::new(Metrics::default()),
-        decisions: Arc::new(Decisions::default()),
+        sight: Arc::new(crate::sight::testing::sight()),
         drain,
         pod_ips: [].into(),
     }

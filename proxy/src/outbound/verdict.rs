@@ -14,9 +14,9 @@ use crate::{
     discovery::Endpoint,
     error::{Error, Reason},
     fields::Fields,
+    http::answer::{blames_server, grpc_status},
 };
 
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 static REASON: HeaderName = HeaderName::from_static(PROXY_ERROR);
 
@@ -57,17 +57,12 @@ pub(super) fn failure(error: &Error) -> Outcome {
     }
 }
 
-/// `grpc-status` of a head (trailers-only response) or of trailers.
-pub(super) fn grpc_status(fields: &impl Fields) -> Option<u32> {
-    number(fields.get(&GRPC_STATUS)?)
-}
-
-/// Codes that blame the endpoint: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+/// What a gRPC status says of the endpoint.
 pub(super) fn grpc_outcome(code: u32, fields: &impl Fields) -> Outcome {
     let retry_after = fields.get(&GRPC_PUSHBACK).and_then(number).map(Duration::from_millis);
     match code {
         8 => Outcome::Failure(FailureKind::RateLimited { retry_after }),
-        4 | 13 | 14 | 15 => Outcome::Failure(FailureKind::ServerError { retry_after }),
+        code if blames_server(code) => Outcome::Failure(FailureKind::ServerError { retry_after }),
         _ => Outcome::Success,
     }
 }

@@ -74,6 +74,14 @@ impl TextMatch {
         Ok(Self(Text::Pattern(Pattern::new(text)?)))
     }
 
+    /// Whether it is an expression, and its text.
+    pub(super) fn text(&self) -> (bool, &[u8]) {
+        match &self.0 {
+            Text::Exact(exact) => (false, exact),
+            Text::Pattern(pattern) => (true, pattern.text().as_bytes()),
+        }
+    }
+
     fn holds(&self, text: &[u8]) -> bool {
         match &self.0 {
             Text::Exact(exact) => **exact == *text,

@@ -27,6 +27,7 @@ pub mod parse;
 mod pattern;
 pub mod redirect;
 pub mod rewrite;
+mod shown;
 pub mod stream;
 #[cfg(test)]
 mod testing;
@@ -130,6 +131,8 @@ pub struct Found<'a> {
     /// Bytes of the request's path that the condition names as its prefix, without a slash at the
     /// end; `None` where the condition is not about a prefix.
     pub prefix: Option<usize>,
+    /// Which of the route's conditions it meets; 0 where the route has none.
+    pub condition: usize,
 }
 
 /// What is answered in the place of any backend.
@@ -145,21 +148,34 @@ pub enum Answer {
 #[must_use]
 pub fn find<'a>(routes: &'a [Arc<Route>], request: &impl Message) -> Option<Found<'a>> {
     routes.iter().find_map(|route| {
-        let prefix = route.matches(request)?;
-        Some(Found { route, prefix })
+        let (condition, prefix) = route.matches(request)?;
+        Some(Found { route, prefix, condition })
     })
 }
 
 impl Route {
-    /// Whether a request takes this route, and the prefix as in [`Found`].
-    fn matches(&self, request: &impl Message) -> Option<Option<usize>> {
+    /// Whether a request takes this route; the condition and the prefix as in [`Found`].
+    fn matches(&self, request: &impl Message) -> Option<(usize, Option<usize>)> {
         if self.matches.is_empty() {
             // Every path begins with the root.
-            return Some(Some(0));
+            return Some((0, Some(0)));
         }
         // A preflight asks on behalf of another request, which may be the one that is meant.
         let asked = cors::preflight_for(request).filter(|_| self.cors().is_some());
-        self.matches.iter().find_map(|wanted| wanted.holds(request, asked))
+        let mut conditions = self.matches.iter().enumerate();
+        conditions.find_map(|(at, wanted)| Some((at, wanted.holds(request, asked)?)))
+    }
+
+    /// Why a request takes this route, for people.
+    #[must_use]
+    pub fn why(&self, condition: usize) -> String {
+        let Some(met) = self.matches.get(condition) else {
+            return "it takes every request".to_owned();
+        };
+        match self.matches.len() {
+            1 => met.to_string(),
+            of => format!("{met} (condition {} of {of})", condition + 1),
+        }
     }
 
     fn cors(&self) -> Option<&Cors> {

@@ -41,6 +41,13 @@ impl Pattern {
         Ok(Self(build(&format!("^(?:{text}{whole})$")).map_err(bad)?))
     }
 
+    /// The expression, as it was written.
+    pub(super) fn text(&self) -> &str {
+        let whole = self.0.as_str();
+        let inner = whole.strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$"));
+        inner.unwrap_or(whole).trim_end_matches('\n')
+    }
+
     /// Whether all of a text matches.
     pub(super) fn holds(&self, text: &[u8]) -> bool {
         self.0.is_match(text)

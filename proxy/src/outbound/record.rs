@@ -1,0 +1,160 @@
+//! What is told of a request to the application's upstreams, once it is over or about to be answered
+//! by the proxy.
+
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use tokio::time::Instant;
+
+use super::{
+    Outbound, Snapshot, Upstream,
+    attempt::{Exchange, Facts},
+    http::Requests,
+    snapshot::By,
+};
+use crate::{
+    error::Error,
+    fields::Fields,
+    http::answer,
+    metrics::Direction,
+    sight::{
+        DECISION_ID_NAME,
+        id::DecisionId,
+        record::{Answered, Described, Finished, Rules},
+        story::Story,
+    },
+};
+
+/// A request, as far as its record is concerned.
+#[derive(Clone, Copy)]
+pub(super) struct Told<'a> {
+    pub(super) head: &'a dyn Described,
+    pub(super) grpc: bool,
+    pub(super) client: IpAddr,
+    pub(super) story: &'a Story,
+}
+
+impl Outbound {
+    /// Counts and records a request that the proxy answers itself, and makes the answer. `snapshot`:
+    /// what held for the request, once that was known.
+    pub(super) fn failed(
+        &self,
+        (upstream, snapshot): (&Upstream, Option<&Snapshot>),
+        told: Told<'_>,
+        error: &Error,
+    ) -> Response<Bytes> {
+        self.error(error.reason());
+        tracing::debug!(%error, upstream = %upstream.name(), "request failed");
+        let id = self.record((upstream, snapshot), told, Err(error));
+        let mut response = answer::error(error, told.grpc);
+        answer::name(response.headers_mut(), id);
+        upstream.traffic().responded(response.status());
+        response
+    }
+
+    /// Gives a request that failed the id under which it is recorded: the one under which the endpoint's
+    /// proxy did, where that failed it.
+    pub(super) fn name(&self, story: &mut Story, response: &impl Fields) {
+        let told = response.get(&DECISION_ID_NAME).and_then(|id| std::str::from_utf8(id).ok());
+        let theirs = || told.and_then(|id| id.parse().ok());
+        story.explained = story.explained.or_else(theirs).or_else(|| Some(self.sight.id()));
+    }
+
+    /// Records a request that got a response, if somebody wants to know of it.
+    pub(super) fn answered(
+        &self,
+        (upstream, snapshot): (&Upstream, &Snapshot),
+        told: Told<'_>,
+        (status, grpc): (StatusCode, Option<u32>),
+        failure: bool,
+    ) {
+        if failure || self.sight.wants(told.story.explained.is_some()) {
+            let result = Ok(Answered { status, grpc, failure });
+            self.record((upstream, Some(snapshot)), told, result);
+        }
+    }
+
+    /// Records a request.
+    pub(super) fn record(
+        &self,
+        (upstream, snapshot): (&Upstream, Option<&Snapshot>),
+        told: Told<'_>,
+        result: Result<Answered, &Error>,
+    ) -> DecisionId {
+        let now = Instant::now();
+        let rules = snapshot.map(|snapshot| Rules {
+            policy: &snapshot.policy,
+            timeouts: snapshot.timeouts(),
+            retry: snapshot.retry(),
+            budget_left: snapshot.budget(upstream).map(|budget| budget.left(now.into_std())),
+        });
+        let (route, parent) = match snapshot.map(|snapshot| &snapshot.by) {
+            Some(By::Route { route, condition, parent }) => {
+                (Some((&*route.name, route.why(*condition).into())), &**parent)
+            }
+            _ => (None, upstream),
+        };
+        let (target, service) = (parent.name(), upstream.name());
+        let finished = Finished {
+            direction: Direction::Outbound,
+            about: told.head.about(),
+            grpc: told.grpc,
+            target: &target,
+            service: Some(&service),
+            route,
+            client: Some(told.client),
+            peer: None,
+            policy: None,
+            rules,
+            story: told.story,
+            result,
+            ended: now,
+        };
+        let id = told.story.explained.unwrap_or_else(|| self.sight.id());
+        self.sight.finished(id, &finished);
+        id
+    }
+}
+
+impl Exchange<'_> {
+    fn told<'a>(&self, facts: Facts<'a>, story: &'a Story) -> Told<'a> {
+        Told { head: facts.head, grpc: facts.grpc, client: self.client, story }
+    }
+
+    /// See [`Outbound::failed`].
+    pub(super) fn failed(&self, facts: Facts<'_>, story: &Story, error: &Error) -> Response<Bytes> {
+        let of = (&**self.upstream, Some(&self.snapshot));
+        self.outbound.failed(of, self.told(facts, story), error)
+    }
+
+    /// The same where the client has the beginning of a response already.
+    pub(super) fn broke_off(&self, facts: Facts<'_>, story: &Story, error: &Error) {
+        self.outbound.error(error.reason());
+        let of = (&**self.upstream, Some(&self.snapshot));
+        self.outbound.record(of, self.told(facts, story), Err(error));
+    }
+
+    /// See [`Outbound::answered`].
+    pub(super) fn answered(
+        &self,
+        facts: Facts<'_>,
+        story: &Story,
+        status: (StatusCode, Option<u32>),
+        failure: bool,
+    ) {
+        let of = (&**self.upstream, &self.snapshot);
+        self.outbound.answered(of, self.told(facts, story), status, failure);
+    }
+}
+
+impl Requests {
+    /// Begins the story of a request whose fields are as they came.
+    pub(super) fn begin(&self, fields: &impl Fields, started: Instant) -> Story {
+        let mut story = Story::new(started, fields);
+        if Story::is_asked_for(fields) {
+            story.explained = Some(self.outbound.sight.id());
+        }
+        story
+    }
+}

@@ -1,0 +1,132 @@
+//! What happened to requests, for whoever asks: a story is kept while a request is under way
+//! ([`story`]), and when it is over somebody may want a record of it ([`Sight::finished`]).
+//!
+//! Every request has a story, which costs a few words on its way. A record, which costs much more,
+//! is made of failures, of one in [`SAMPLE`] of the others, of those whose caller asked
+//! ([`names::headers::EXPLAIN`]), and of all while somebody listens ([`Sight::listen`]).
+//!
+//! [`names::headers::EXPLAIN`]: remora_core::names::headers::EXPLAIN
+
+pub mod filter;
+pub mod id;
+pub mod record;
+mod ring;
+pub mod story;
+pub mod trace;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use http::HeaderName;
+use parking_lot::Mutex;
+use remora_core::names::headers::DECISION_ID;
+use tokio::{sync::broadcast, time::Instant};
+
+use self::{
+    filter::Filter,
+    id::{DecisionId, Ids},
+    record::{Decision, Finished, Shown},
+    ring::Ring,
+};
+
+/// [`DECISION_ID`] as a name.
+pub static DECISION_ID_NAME: HeaderName = HeaderName::from_static(DECISION_ID);
+
+/// Failures that are kept.
+pub const MAX_FAILURES: usize = 256;
+/// Other requests that are kept.
+pub const MAX_OTHERS: usize = 256;
+/// Of so many requests that did not fail one is kept.
+pub const SAMPLE: u64 = 100;
+/// Records that wait for one that listens; of more it misses the oldest, and is told how many.
+const MAX_WAITING: usize = 256;
+
+/// The records of one process. Written by the workers, read by the control thread.
+#[derive(Debug)]
+pub struct Sight {
+    ids: Ids,
+    clock: WallClock,
+    /// Failures apart, so that no number of other records pushes them out.
+    failures: Mutex<Ring>,
+    others: Mutex<Ring>,
+    /// Requests that did not fail.
+    finished: AtomicU64,
+    taps: broadcast::Sender<Arc<Decision>>,
+}
+
+/// Says what time it is, since 1970.
+pub type WallClock = fn() -> Duration;
+
+/// The system's wall clock; one that is set before 1970 says 1970.
+#[must_use]
+pub fn wall_clock() -> Duration {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
+}
+
+impl Sight {
+    /// Nothing recorded yet. `seed` makes ids differ from those of other processes.
+    #[must_use]
+    pub fn new(seed: u64, clock: WallClock) -> Self {
+        Self {
+            ids: Ids::new(seed),
+            clock,
+            failures: Mutex::new(Ring::new(MAX_FAILURES)),
+            others: Mutex::new(Ring::new(MAX_OTHERS)),
+            finished: AtomicU64::new(0),
+            taps: broadcast::Sender::new(MAX_WAITING),
+        }
+    }
+
+    /// An id for a record to come.
+    #[must_use]
+    pub fn id(&self) -> DecisionId {
+        self.ids.next()
+    }
+
+    /// Whether somebody wants a record of a request that did not fail. To be asked once for each.
+    #[must_use]
+    pub fn wants(&self, explained: bool) -> bool {
+        let sampled = self.finished.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE);
+        sampled || explained || self.taps.receiver_count() > 0
+    }
+
+    /// Records a request that is over.
+    pub fn finished(&self, id: DecisionId, finished: &Finished<'_>) {
+        let at = finished.ended;
+        let unix_ms = u64::try_from((self.clock)().as_millis()).unwrap_or(u64::MAX);
+        let decision = Arc::new(Decision::new(id, unix_ms, finished));
+        let ring = if decision.failed() { &self.failures } else { &self.others };
+        ring.lock().push(at, Arc::clone(&decision));
+        // Nobody may be there to hear it.
+        let _ = self.taps.send(decision);
+    }
+
+    /// The newest records that a filter lets through, newest first.
+    #[must_use]
+    pub fn newest_first(&self, filter: &Filter, limit: usize, now: Instant) -> Vec<Shown> {
+        let mut all: Vec<(Instant, Arc<Decision>)> = Vec::new();
+        for ring in [&self.failures, &self.others] {
+            all.extend(ring.lock().iter().filter(|(_, decision)| filter.passes(decision)).cloned());
+        }
+        all.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        all.truncate(limit);
+        let ago = |at: Instant| now.saturating_duration_since(at).as_millis();
+        all.into_iter().map(|(at, decision)| Shown { ago_ms: ago(at), decision }).collect()
+    }
+
+    /// Records as they are made from now on.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Decision>> {
+        self.taps.subscribe()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
