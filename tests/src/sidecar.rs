@@ -96,6 +96,12 @@ impl Sidecar {
         self.services.iter().find(of).unwrap_or_else(|| panic!("no listener for {service}")).listen
     }
 
+    /// Where its admin endpoint listens.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// A page of the admin endpoint.
     ///
     /// # Panics

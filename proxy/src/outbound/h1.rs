@@ -20,6 +20,7 @@ use super::{
     mirror::{self, Nobody},
     record::Told,
     routed::{Arrived, Changes, Course},
+    snapshot::Mark,
     verdict,
 };
 use crate::{
@@ -298,23 +299,10 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         let H1Answer { mut wire, mut head, bounds, sent_at, .. } = answer;
         let status = head.status;
         self.upstream.traffic().responded(head.status);
-        if guard.endpoint().identity.is_none() {
-            // Only a proxy of ours may say what our headers say.
-            head.fields.strip_ours();
-        }
         if failure {
-            self.outbound.name(&mut story, &head.fields);
+            self.outbound.name(&mut story, (guard.endpoint(), &head.fields));
         }
-        if let Some(id) = story.explained {
-            head.fields.remove(&DECISION_ID_NAME);
-            head.fields.add(DECISION_ID, id.to_string().as_bytes());
-        }
-        if let Some(mark) = mark {
-            mark.write(&mut head.fields);
-        }
-        if let Some(changes) = self.changes {
-            changes.apply(&mut head.fields);
-        }
+        self.edit(&mut head, guard.endpoint(), (mark, story.explained));
         exchange.begun(&mut guard, sent_at, outcome);
         let outbound = self.outbound;
         let sides = (&mut *self.client, &mut wire);
@@ -370,6 +358,29 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                 let Some(error) = why.into_error() else { return After::Break };
                 self.broke_off(exchange, (facts, &story), error, begun).await
             }
+        }
+    }
+
+    /// Makes a response's head the one that the client gets.
+    fn edit(
+        &self,
+        head: &mut ResponseHead,
+        endpoint: &Endpoint,
+        (mark, id): (Option<Mark>, Option<DecisionId>),
+    ) {
+        if endpoint.identity.is_none() {
+            // Only a proxy of ours may say what our headers say.
+            head.fields.strip_ours();
+        }
+        if let Some(id) = id {
+            head.fields.remove(&DECISION_ID_NAME);
+            head.fields.add(DECISION_ID, id.to_string().as_bytes());
+        }
+        if let Some(mark) = mark {
+            mark.write(&mut head.fields);
+        }
+        if let Some(changes) = self.changes {
+            changes.apply(&mut head.fields);
         }
     }
 

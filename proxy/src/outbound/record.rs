@@ -14,6 +14,7 @@ use super::{
     snapshot::By,
 };
 use crate::{
+    discovery::Endpoint,
     error::Error,
     fields::Fields,
     http::answer,
@@ -55,9 +56,12 @@ impl Outbound {
 
     /// Gives a request that failed the id under which it is recorded: the one under which the endpoint's
     /// proxy did, where that failed it.
-    pub(super) fn name(&self, story: &mut Story, response: &impl Fields) {
-        let told = response.get(&DECISION_ID_NAME).and_then(|id| std::str::from_utf8(id).ok());
-        let theirs = || told.and_then(|id| id.parse().ok());
+    pub(super) fn name(&self, story: &mut Story, (by, response): (&Endpoint, &impl Fields)) {
+        let theirs = || {
+            // Only a proxy of ours knows.
+            by.identity.as_ref()?;
+            std::str::from_utf8(response.get(&DECISION_ID_NAME)?).ok()?.parse().ok()
+        };
         story.explained = story.explained.or_else(theirs).or_else(|| Some(self.sight.id()));
     }
 

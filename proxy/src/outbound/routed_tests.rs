@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::testing::{App, SOON, Says, World, app};
 use super::*;
+use crate::sight::filter::Filter;
 use pb::filter::Kind;
 
 const ANSWERED: usize = 0;
@@ -92,8 +93,8 @@ async fn what_no_route_matches_is_404_and_a_bad_backend_500() {
     let answer = world.h2(request).await;
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["grpc-status"], "12");
-    let failed = world.outbound.decisions.newest_first(Instant::now());
-    let routes: Vec<_> = failed.iter().rev().map(|f| f.decision.route.as_deref()).collect();
+    let failed = world.outbound.sight.newest_first(&Filter::default(), 10, Instant::now());
+    let routes: Vec<_> = failed.iter().rev().map(|f| f.decision.route()).collect();
     assert_eq!(routes, [None, Some("shop/orders/0"), Some("shop/orders/0"), None]);
 }
 

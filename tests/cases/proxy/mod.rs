@@ -4,6 +4,7 @@
 
 mod balance;
 mod change;
+mod decisions;
 mod discovery;
 mod grpc;
 mod http1;

@@ -215,14 +215,14 @@ fn finish(
     let grpc = request.grpc.then(|| grpc_status(answer.fields())).flatten();
     let H2Answer { mut response, first, connection, bounds, sent_at, .. } = answer;
     exchange.upstream.traffic().responded(response.status());
+    let failure = matches!(decided, Some(Outcome::Failure(_)));
+    if failure {
+        exchange.outbound.name(&mut request.story, (guard.endpoint(), response.headers()));
+    }
     // Only a proxy of ours may say what our headers say.
     let proxy = guard.endpoint().identity.is_some();
     if !proxy {
         strip_ours(response.headers_mut());
-    }
-    let failure = matches!(decided, Some(Outcome::Failure(_)));
-    if failure {
-        exchange.outbound.name(&mut request.story, response.headers());
     }
     if let Some(id) = request.story.explained {
         answer::name(response.headers_mut(), id);
