@@ -52,6 +52,9 @@ fn foreign_rules(rules: &Writer) {
 fn foreign_rules_survive_and_a_second_run_changes_nothing() {
     let test = "redirect::tests::tidy::foreign_rules_survive_and_a_second_run_changes_nothing";
     each(test, |rules| {
+        if !rules.is_readable() {
+            return;
+        }
         Pod::new(2).run(move || {
             foreign_rules(&rules);
             let before = ruleset();
@@ -180,6 +183,9 @@ fn auto_takes_iptables_only_where_the_kernel_has_no_nf_tables_and_says_so() {
 fn a_refusal_leaves_the_former_rules_of_both_families() {
     let test = "redirect::tests::tidy::a_refusal_leaves_the_former_rules_of_both_families";
     each(test, |rules| {
+        if !rules.is_readable() {
+            return;
+        }
         Pod::new(2).run(move || {
             rules.apply(&marked());
             let before = ruleset();

@@ -19,6 +19,9 @@ use super::{
 const IPTABLES: [(&str, &str); 2] =
     [("iptables-legacy", "iptables-legacy"), ("iptables-nft", "iptables")];
 
+/// Rules are written without it, and not read.
+const NO_LISTER: &str = "no nft to list its rules; it is in Debian's package nftables";
+
 /// A backend, with a search path of its own.
 pub(super) struct Writer {
     pub(super) backend: Backend,
@@ -48,7 +51,8 @@ pub(super) fn with_both_iptables(test: &str, body: impl FnOnce(Writer, Writer)) 
         let [legacy, nft] = IPTABLES.map(|(name, _)| Writer::named(OsStr::new(name)).unwrap());
         return body(legacy, nft);
     }
-    match IPTABLES.iter().try_for_each(|(name, _)| able(name)) {
+    let listed = program("nft").map(drop).ok_or_else(|| NO_LISTER.to_owned());
+    match listed.and_then(|()| IPTABLES.iter().try_for_each(|(name, _)| able(name))) {
         Ok(()) => inside_as("both", &["-rn"], test),
         Err(why) => println!("skipped: {why}"),
     }
@@ -122,6 +126,17 @@ impl Writer {
     pub(super) fn remove(&self) {
         let removed = backend::remove(self.path.path().as_os_str());
         removed.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+    }
+}
+
+impl Writer {
+    /// Whether a program is there that tells what was written.
+    pub(super) fn is_readable(&self) -> bool {
+        let readable = !matches!(self.backend, Backend::Nft) || program("nft").is_some();
+        if !readable {
+            println!("skipped with nft: {NO_LISTER}");
+        }
+        readable
     }
 }
 
