@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
-use remora_core::names::headers::{DECISION_ID, PROXY_ERROR};
+use remora_core::names::headers::PROXY_ERROR;
 
-use crate::{error::Error, fields::Fields, sight::id::DecisionId};
+use crate::{error::Error, fields::Fields};
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -27,13 +27,6 @@ pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
     }
     *response.status_mut() = error.status();
     response
-}
-
-/// Says under which id a request is recorded.
-pub fn name(fields: &mut HeaderMap, id: DecisionId) {
-    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
-        fields.insert(HeaderName::from_static(DECISION_ID), value);
-    }
 }
 
 /// Makes a head one that says how a gRPC call ended, without messages.

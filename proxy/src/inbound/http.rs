@@ -7,10 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::{
-    Arrival, Inbound,
-    authorize::{self, Caller},
-};
+use super::{Arrival, Inbound, authorize};
 use crate::{
     error::Error,
     fields::Fields,
@@ -64,7 +61,7 @@ impl Requests {
     pub(super) fn failed(&self, told: Told<'_>, error: &Error) -> Response<Bytes> {
         let id = self.failed_late(told, error);
         let mut response = answer::error(error, told.grpc);
-        answer::name(response.headers_mut(), id);
+        id.write(response.headers_mut());
         response
     }
 
@@ -87,18 +84,14 @@ impl Requests {
     pub(super) fn record(&self, told: Told<'_>, result: Result<Answered, &Error>) -> DecisionId {
         let Self { inbound, arrival, .. } = self;
         let policy = inbound.discovery.inbound_policy();
-        let client = match &arrival.caller {
-            Caller::Unknown(ip) => Some(*ip),
-            Caller::Mesh(_) => None,
-        };
         let finished = Finished {
             direction: Direction::Inbound,
-            about: told.head.about(),
+            about: Some(told.head.about()),
             grpc: told.grpc,
             target: &arrival.app,
             service: None,
             route: None,
-            client,
+            client: arrival.address(),
             peer: arrival.identity(),
             policy: Some(format!("default-inbound-policy {}", policy.default)),
             rules: None,

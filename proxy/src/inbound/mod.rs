@@ -8,7 +8,11 @@ mod h1;
 mod h2;
 pub mod http;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use remora_core::{drain, settings::HeaderSize, spiffe::SpiffeId};
@@ -32,7 +36,7 @@ use crate::{
         prefixed::Prefixed,
     },
     shared::Shared,
-    sight::Sight,
+    sight::{Sight, record::Refused},
     tls::{self, Alpn, identity::Identity},
 };
 use authorize::Caller;
@@ -265,7 +269,7 @@ impl Inbound {
     {
         let mut app = match self.allowed(&arrival, policy).await {
             Ok(app) => app,
-            Err(error) => return self.refuse(&client, &error),
+            Err(error) => return self.turn_away(&client, &arrival, &error),
         };
         let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
         self.relay(&mut client, &mut app).await;
@@ -280,7 +284,7 @@ impl Inbound {
     ) {
         let mut app = match self.allowed(&arrival, policy).await {
             Ok(app) => app,
-            Err(error) => return self.refuse(&client, &error),
+            Err(error) => return self.turn_away(&client, &arrival, &error),
         };
         let (mut question, mut greeting) =
             (BytesMut::with_capacity(2048), BytesMut::with_capacity(4096));
@@ -347,6 +351,19 @@ impl Inbound {
         self.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
     }
 
+    /// The same for one whose caller is known; it is recorded.
+    fn turn_away(&self, client: &impl Reset, arrival: &Arrival, error: &Error) {
+        let refused = Refused {
+            direction: Direction::Inbound,
+            target: &arrival.app,
+            client: arrival.address(),
+            peer: arrival.identity(),
+            error,
+        };
+        self.sight.refused(&refused, tokio::time::Instant::now());
+        self.refuse(client, error);
+    }
+
     fn refuse(&self, client: &impl Reset, error: &Error) {
         self.metrics.error(Direction::Inbound, error.reason());
         tracing::debug!(%error, "connection refused");
@@ -355,6 +372,14 @@ impl Inbound {
 }
 
 impl Arrival {
+    /// Where it comes from, where that says anything.
+    fn address(&self) -> Option<IpAddr> {
+        match self.caller {
+            Caller::Unknown(ip) => Some(ip),
+            Caller::Mesh(_) => None,
+        }
+    }
+
     fn identity(&self) -> Option<&SpiffeId> {
         match &self.caller {
             Caller::Mesh(id) => Some(id),

@@ -63,7 +63,7 @@ use crate::{
         prefixed::Prefixed,
     },
     shared::Shared,
-    sight::Sight,
+    sight::{Sight, record::Refused},
     tls::identity::Identity,
 };
 
@@ -311,14 +311,29 @@ impl Outbound {
 
     /// Ends a connection that cannot be served, as a refused dial would end.
     fn refuse(&self, client: &TcpStream, error: &Error) {
-        self.metrics.error(Direction::Outbound, error.reason());
+        self.refused(client, error);
         tracing::debug!(%error, "connection refused");
         client.reset();
     }
 
+    /// Counts and records a connection that is not carried.
+    fn refused(&self, client: &TcpStream, error: &Error) {
+        self.metrics.error(Direction::Outbound, error.reason());
+        let to = original_destination(client).or_else(|_| client.local_addr());
+        let to = to.map_or("a connection that is gone".to_owned(), |to| to.to_string());
+        let refused = Refused {
+            direction: Direction::Outbound,
+            target: &to,
+            client: Some(address_of(client)),
+            peer: None,
+            error,
+        };
+        self.sight.refused(&refused, tokio::time::Instant::now());
+    }
+
     /// Counts a connection that is not carried, and tells its client why, where it can be told.
     async fn tell(&self, client: TcpStream, error: Error) {
-        self.metrics.error(Direction::Outbound, error.reason());
+        self.refused(&client, &error);
         told::tell(client, error, &self.drain).await;
     }
 

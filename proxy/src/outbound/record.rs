@@ -49,7 +49,7 @@ impl Outbound {
         tracing::debug!(%error, upstream = %upstream.name(), "request failed");
         let id = self.record((upstream, snapshot), told, Err(error));
         let mut response = answer::error(error, told.grpc);
-        answer::name(response.headers_mut(), id);
+        id.write(response.headers_mut());
         upstream.traffic().responded(response.status());
         response
     }
@@ -102,7 +102,7 @@ impl Outbound {
         let (target, service) = (parent.name(), upstream.name());
         let finished = Finished {
             direction: Direction::Outbound,
-            about: told.head.about(),
+            about: Some(told.head.about()),
             grpc: told.grpc,
             target: &target,
             service: Some(&service),

@@ -293,7 +293,7 @@ impl Requests {
         changes: &Changes,
     ) {
         if let Some(id) = told.story.explained {
-            answer::name(response.headers_mut(), id);
+            id.write(response.headers_mut());
         }
         let (snapshot, status) = (changes.snapshot(upstream), response.status());
         let grpc = answer::grpc_status(response.headers());

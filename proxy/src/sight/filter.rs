@@ -54,16 +54,17 @@ impl Filter {
         let service = |wanted: &str| decision.services().any(|name| begins(name, wanted, ':'));
         let route = |wanted: &str| decision.route().is_some_and(|name| begins(name, wanted, '/'));
         let status = |wanted: &str| match wanted.strip_suffix("xx") {
-            Some(class) => class.parse() == Ok(decision.status() / 100),
-            None => wanted.parse() == Ok(decision.status()),
+            Some(class) => class.parse().ok() == decision.status().map(|status| status / 100),
+            None => wanted.parse().ok() == decision.status(),
         };
+        let path = |wanted: &str| decision.path().is_some_and(|path| path.starts_with(wanted));
         let id = |wanted: &str| wanted.parse() == Ok(decision.id());
         self.id.as_deref().is_none_or(id)
             && self.service.as_deref().is_none_or(service)
             && self.route.as_deref().is_none_or(route)
             && self.status.as_deref().is_none_or(status)
-            && self.path.as_deref().is_none_or(|wanted| decision.path().starts_with(wanted))
-            && self.method.as_deref().is_none_or(|wanted| decision.method() == wanted)
+            && self.path.as_deref().is_none_or(path)
+            && self.method.as_deref().is_none_or(|wanted| decision.method() == Some(wanted))
             && self.reason.as_deref().is_none_or(|wanted| decision.reason() == Some(wanted))
             && self.trace.as_deref().is_none_or(|wanted| decision.trace() == Some(wanted))
             && self.failed.is_none_or(|wanted| decision.failed() == wanted)

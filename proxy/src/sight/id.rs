@@ -6,12 +6,24 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use http::{HeaderMap, HeaderValue};
 use serde::{Serialize, Serializer};
+
+use super::DECISION_ID_NAME;
 
 /// Names a record: 16 hexadecimal digits. Not a secret, and not guaranteed to be unique among
 /// processes, only very likely to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DecisionId(pub u64);
+
+impl DecisionId {
+    /// Says in a response's head under which id its request is recorded.
+    pub fn write(self, fields: &mut HeaderMap) {
+        if let Ok(value) = HeaderValue::try_from(self.to_string()) {
+            fields.insert(&DECISION_ID_NAME, value);
+        }
+    }
+}
 
 impl fmt::Display for DecisionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

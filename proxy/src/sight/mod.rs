@@ -30,8 +30,9 @@ use tokio::{sync::broadcast, time::Instant};
 use self::{
     filter::Filter,
     id::{DecisionId, Ids},
-    record::{Decision, Finished, Shown},
+    record::{Decision, Finished, Refused, Shown},
     ring::Ring,
+    story::Story,
 };
 
 /// [`DECISION_ID`] as a name.
@@ -104,6 +105,28 @@ impl Sight {
         ring.lock().push(at, Arc::clone(&decision));
         // Nobody may be there to hear it.
         let _ = self.taps.send(decision);
+    }
+
+    /// Records a connection that is not carried.
+    pub fn refused(&self, refused: &Refused<'_>, now: Instant) {
+        let Refused { direction, target, client, peer, error } = *refused;
+        let story = Story::of_connection(now);
+        let finished = Finished {
+            direction,
+            about: None,
+            grpc: false,
+            target,
+            service: None,
+            route: None,
+            client,
+            peer,
+            policy: None,
+            rules: None,
+            story: &story,
+            result: Err(error),
+            ended: now,
+        };
+        self.finished(self.id(), &finished);
     }
 
     /// The newest records that a filter lets through, newest first.

@@ -46,6 +46,20 @@ pub struct About<'a> {
     pub protocol: &'static str,
 }
 
+/// A connection that is not carried.
+pub struct Refused<'a> {
+    /// Which way it went.
+    pub direction: Direction,
+    /// Where it was going.
+    pub target: &'a dyn fmt::Display,
+    /// Where it came from.
+    pub client: Option<IpAddr>,
+    /// Who its caller proved to be.
+    pub peer: Option<&'a SpiffeId>,
+    /// Why not.
+    pub error: &'a Error,
+}
+
 /// A request's head, whatever its codec keeps it in. Asked only where a record is made.
 pub trait Described: Sync {
     /// What is told of it.
@@ -56,8 +70,8 @@ pub trait Described: Sync {
 pub struct Finished<'a> {
     /// Which way it went.
     pub direction: Direction,
-    /// Its head.
-    pub about: About<'a>,
+    /// Its head; `None`: a connection, of which no request was read.
+    pub about: Option<About<'a>>,
     /// Whether it was gRPC.
     pub grpc: bool,
     /// Whom it was for: a Service, or the address of the application.
@@ -117,10 +131,10 @@ pub struct Decision {
     route: Option<String>,
     route_why: Option<String>,
     protocol: &'static str,
-    method: String,
-    path: String,
+    method: Option<String>,
+    path: Option<String>,
     host: Option<String>,
-    status: u16,
+    status: Option<u16>,
     grpc_status: Option<u32>,
     reason: Option<&'static str>,
     error: Option<String>,
@@ -223,11 +237,15 @@ impl Decision {
             service: finished.service.map(ToString::to_string),
             route,
             route_why,
-            protocol: if finished.grpc { "grpc" } else { about.protocol },
-            method: about.method.to_string(),
-            path: cut(about.path).to_owned(),
-            host: about.host.map(|host| cut(host).to_owned()),
-            status: status.as_u16(),
+            protocol: match about {
+                None => "tcp",
+                Some(_) if finished.grpc => "grpc",
+                Some(about) => about.protocol,
+            },
+            method: about.map(|about| about.method.to_string()),
+            path: about.map(|about| cut(about.path).to_owned()),
+            host: about.and_then(|about| about.host).map(|host| cut(host).to_owned()),
+            status: about.map(|_| status.as_u16()),
             grpc_status,
             reason: error.map(|error| error.reason().as_str()),
             error: error.map(ToString::to_string),
@@ -275,20 +293,20 @@ impl Decision {
 
     /// Status that an HTTP client saw.
     #[must_use]
-    pub fn status(&self) -> u16 {
+    pub fn status(&self) -> Option<u16> {
         self.status
     }
 
     /// Its path.
     #[must_use]
-    pub fn path(&self) -> &str {
-        &self.path
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
     }
 
     /// Its method.
     #[must_use]
-    pub fn method(&self) -> &str {
-        &self.method
+    pub fn method(&self) -> Option<&str> {
+        self.method.as_deref()
     }
 
     /// Reason word of an answer that the proxy made itself.

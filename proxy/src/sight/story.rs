@@ -90,10 +90,16 @@ impl Story {
     /// Begins one.
     #[must_use]
     pub fn new(started: Instant, fields: &impl Fields) -> Self {
+        Self { trace: TraceContext::of(fields), ..Self::of_connection(started) }
+    }
+
+    /// Begins that of a connection, which has no fields.
+    #[must_use]
+    pub fn of_connection(started: Instant) -> Self {
         Self {
             started,
             explained: None,
-            trace: TraceContext::of(fields),
+            trace: None,
             waited: Duration::ZERO,
             first: None,
             more: Vec::new(),

@@ -3,7 +3,7 @@ use tokio::time::Instant;
 
 use super::{
     Filter, MAX_FAILURES, SAMPLE, Sight,
-    record::{About, Answered, Finished},
+    record::{About, Answered, Finished, Refused},
     story::Story,
     testing::sight,
 };
@@ -20,7 +20,7 @@ fn end(sight: &Sight, path: &str, result: Result<u16, &Error>) {
     let method = Method::GET;
     let finished = Finished {
         direction: Direction::Outbound,
-        about: About { method: &method, path, host: Some("orders"), protocol: "http/1.1" },
+        about: Some(About { method: &method, path, host: Some("orders"), protocol: "http/1.1" }),
         grpc: false,
         target: &"shop/orders:80",
         service: Some(&"shop/orders-v2:80"),
@@ -89,8 +89,8 @@ async fn who_listens_hears_each_record_once() {
     let mut heard = sight.listen();
     end(&sight, "/a", Ok(200));
     failed(&sight, "/b");
-    assert_eq!(heard.recv().await.unwrap().path(), "/a");
-    assert_eq!(heard.recv().await.unwrap().path(), "/b");
+    assert_eq!(heard.recv().await.unwrap().path(), Some("/a"));
+    assert_eq!(heard.recv().await.unwrap().path(), Some("/b"));
     assert!(heard.try_recv().is_err());
 }
 
@@ -139,4 +139,23 @@ async fn long_paths_are_cut_at_a_characters_end() {
     failed(&sight, &format!("/{}", "é".repeat(5000)));
     let path = shown(&sight, &Filter::default())[0]["path"].as_str().unwrap().to_owned();
     assert_eq!(path.len(), 255);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_not_carried_is_recorded_without_a_request() {
+    let sight = sight();
+    let refused = Refused {
+        direction: Direction::Inbound,
+        target: &"10.0.0.1:5432",
+        client: Some([10, 0, 0, 9].into()),
+        peer: None,
+        error: &Error::Denied("no".into()),
+    };
+    sight.refused(&refused, Instant::now());
+    let record = &shown(&sight, &Filter::default())[0];
+    assert_eq!((&record["protocol"], &record["reason"]), (&"tcp".into(), &"denied".into()));
+    assert_eq!(
+        (&record["status"], &record["path"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null)
+    );
 }

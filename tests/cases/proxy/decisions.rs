@@ -42,7 +42,7 @@ async fn ask(pair: &Pair, speaks: Speaks, explain: bool) -> Answer {
     let request = request(explain);
     let response = match speaks {
         Speaks::H1 => within("an answer", h1(pair.entry()).await.send_request(request)).await,
-        Speaks::H2 => {
+        Speaks::H2 | Speaks::Any => {
             let (mut parts, body) = request.into_parts();
             parts.headers.remove("host");
             parts.uri = "http://orders/cart?card=4111".parse().unwrap();

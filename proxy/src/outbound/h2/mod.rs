@@ -29,7 +29,7 @@ use crate::{
     balance::stats::Outcome,
     error::Error,
     http::{
-        answer::{self, grpc_status, is_grpc},
+        answer::{grpc_status, is_grpc},
         h2::{
             body::{self, ResponseBody},
             headers::strip_ours,
@@ -225,7 +225,7 @@ fn finish(
         strip_ours(response.headers_mut());
     }
     if let Some(id) = request.story.explained {
-        answer::name(response.headers_mut(), id);
+        id.write(response.headers_mut());
     }
     if let Some(mark) = mark {
         mark.write(response.headers_mut());
