@@ -21,6 +21,7 @@ pub mod breaker;
 pub mod bulkhead;
 pub mod endpoints;
 pub mod ewma;
+pub mod history;
 pub mod pick;
 pub mod policy;
 pub mod retry;

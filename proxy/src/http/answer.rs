@@ -6,6 +6,8 @@ use remora_core::names::headers::PROXY_ERROR;
 
 use crate::{error::Error, fields::Fields};
 
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 /// The response for an error; in gRPC's form (status in a trailers-only head) where the request
 /// was gRPC.
 #[must_use]
@@ -53,6 +55,12 @@ pub(super) fn grpc_message(text: &str) -> String {
 #[must_use]
 pub fn is_grpc(fields: &impl Fields) -> bool {
     fields.get(&header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+/// `grpc-status` of a head (trailers-only response) or of trailers.
+#[must_use]
+pub fn grpc_status(fields: &impl Fields) -> Option<u32> {
+    std::str::from_utf8(fields.get(&GRPC_STATUS)?).ok()?.parse().ok()
 }
 
 #[cfg(test)]

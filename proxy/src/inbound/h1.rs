@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     CONNECT,
-    http::{Facts, Requests},
+    http::{Facts, Requests, given},
 };
 use crate::{
     error::{Error, Sent},
@@ -26,7 +26,11 @@ use crate::{
             wire::Wire,
         },
     },
-    metrics::{Direction, Tls},
+    metrics::{
+        Direction, Tls,
+        flow::{End, Rpc},
+        trace::TraceId,
+    },
     net::{connect::Reset, copy::Carried},
 };
 
@@ -154,8 +158,12 @@ impl Requests {
         let inbound = &self.inbound;
         // Callers believe what our headers say, so only this proxy may set them.
         head.fields.strip_ours();
+        // Codes of calls come in trailers, and over HTTP/1 those are carried on unread.
+        let mut given = given(head.status, Rpc::No);
+        given.trace = TraceId::sampled(&request.fields);
         let sides = (&mut *client, &mut app);
         if head.leaves_http {
+            self.close(&given, facts.started);
             let mut carried = Carried::default();
             let tunnel = exchange::tunnel(sides, (request, head), &mut carried, None);
             if let Err(error) = tunnel.await {
@@ -168,8 +176,9 @@ impl Requests {
         let patience = Patience::default();
         match exchange::answer(sides, request, head, upload, patience, last).await {
             Ending::Complete { client, upstream } => {
+                let now = self.close(&given, facts.started);
                 if upstream {
-                    inbound.idle.give_back(&self.arrival.app, app, kept_for, Instant::now());
+                    inbound.idle.give_back(&self.arrival.app, app, kept_for, now);
                 }
                 match client {
                     true => After::Next,
@@ -178,6 +187,7 @@ impl Requests {
                 }
             }
             Ending::ClientGone | Ending::Late { .. } => {
+                self.close(&given.ended(End::Cancelled), facts.started);
                 app.reset();
                 After::Break
             }
@@ -186,6 +196,7 @@ impl Requests {
                 let error = Error::UpstreamReset { addr, detail, sent: Sent::Yes };
                 if begun {
                     self.failed_late(facts, &error);
+                    self.close(&given.ended(End::Broken), facts.started);
                     return After::Break;
                 }
                 self.answer(client, request, upload, &error, facts).await

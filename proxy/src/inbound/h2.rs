@@ -13,12 +13,12 @@ use tokio::time::Instant;
 
 use super::{
     CONNECT,
-    http::{Facts, Requests},
+    http::{Facts, Requests, given},
 };
 use crate::{
     error::{Error, Sent},
     http::{
-        answer::is_grpc,
+        answer::{grpc_status, is_grpc},
         h2::{
             body::{End, OnEnd, Origin, RequestBody, ResponseBody},
             headers::strip_ours,
@@ -28,7 +28,11 @@ use crate::{
             upgrade,
         },
     },
-    metrics::{Direction, Tls},
+    metrics::{
+        Direction, Tls,
+        flow::{End as Ended, Finished, Rpc},
+        trace::TraceId,
+    },
     net::{
         admission::{STREAMS, Stream},
         copy::Carried,
@@ -47,22 +51,24 @@ pub(super) async fn handle(
     let grpc = is_grpc(request.headers());
     let started = Instant::now();
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let error = match forward(&requests, request, grpc).await {
+    let error = match forward(&requests, request, grpc, started).await {
         Ok(response) => return Ok(response),
         Err(error) => error,
     };
     let facts = Facts { method: &method, path: uri.path(), grpc, started };
     if let Error::StreamReset { code, .. } = error {
         requests.failed_late(facts, &error);
+        requests.close_unanswered(started);
         return Err(code.into());
     }
     Ok(requests.failed(facts, &error).map(ResponseBody::made))
 }
 
 async fn forward(
-    requests: &Requests,
+    requests: &Arc<Requests>,
     mut request: Request<Incoming>,
     grpc: bool,
+    started: Instant,
 ) -> Result<Response<ResponseBody<Held>>, Error> {
     let stream = requests.inbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     requests.admit(request.uri().path())?;
@@ -78,12 +84,24 @@ async fn forward(
     }
     let connect = request.method() == Method::CONNECT;
     let downstream = connect.then(|| hyper::upgrade::on(&mut request));
+    let trace = TraceId::sampled(request.headers());
     let (mut response, connection) = send(requests, request).await?;
     // Callers believe what our headers say, so only this proxy may set them.
     strip_ours(response.headers_mut());
-    let held = Held { _connection: connection, _stream: stream };
+    let rpc = match grpc {
+        true => grpc_status(response.headers()).map_or(Rpc::Unsaid, Rpc::Said),
+        false => Rpc::No,
+    };
+    let held = Held {
+        _connection: connection,
+        _stream: stream,
+        requests: Arc::clone(requests),
+        given: Finished { trace, ..given(response.status(), rpc) },
+        started,
+    };
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
         let upstream = hyper::upgrade::on(&mut response);
+        requests.close(&held.given, started);
         tunnel(requests, downstream, upstream, held);
         return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
     }
@@ -97,10 +115,26 @@ pub(super) struct Held {
     _connection: Connection,
     /// Its place among the process's streams.
     _stream: Stream,
+    requests: Arc<Requests>,
+    /// What is counted where the response ends well.
+    given: Finished,
+    started: Instant,
 }
 
 impl OnEnd for Held {
-    fn on_end(self, _: End<'_>) {}
+    fn on_end(mut self, end: End<'_>) {
+        let end = match end {
+            End::Complete(trailers) => {
+                if let (Rpc::Unsaid, Some(trailers)) = (self.given.rpc, trailers) {
+                    self.given.rpc = grpc_status(trailers).map_or(Rpc::Unsaid, Rpc::Said);
+                }
+                Ended::Whole
+            }
+            End::Broken(_) => Ended::Broken,
+            End::Dropped => Ended::Cancelled,
+        };
+        self.requests.close(&self.given.ended(end), self.started);
+    }
 }
 
 /// Carries the bytes of a `CONNECT` on a task of its own.

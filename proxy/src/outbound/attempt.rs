@@ -13,7 +13,7 @@ use http::{HeaderValue, Method};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Outbound, Snapshot, Upstream,
+    Outbound, Snapshot, Upstream, books,
     call::{Answer, Bounds, Call, Deadline, NoAnswer, Via},
     places::{NoPlace, Places},
     snapshot::Mark,
@@ -32,7 +32,7 @@ use crate::{
     discovery::Endpoint,
     error::{Error, Reason},
     fields::Fields,
-    metrics::Direction,
+    metrics::{Direction, trace::TraceId},
 };
 
 /// What the decisions need to know of a request.
@@ -63,6 +63,8 @@ pub(super) struct Taken<A> {
     pub(super) permit: Option<Permit>,
     /// What keeps the client at this endpoint, where that is done by something in the response.
     pub(super) mark: Option<Mark>,
+    /// The trace that the request belongs to, where it is sampled.
+    pub(super) trace: Option<TraceId>,
 }
 
 /// What an attempt brought.
@@ -109,7 +111,7 @@ impl<'a> Exchange<'a> {
         facts: Facts<'_>,
     ) -> Result<Taken<C::Answer>, NoAnswer> {
         let traffic = self.upstream.traffic();
-        traffic.requests.fetch_add(1, Ordering::Relaxed);
+        self.books().open();
         if let Some(budget) = self.snapshot.budget(self.upstream) {
             budget.deposit(self.started.into_std());
         }
@@ -135,7 +137,8 @@ impl<'a> Exchange<'a> {
                     return match result {
                         Ok(Answered { answer, guard }) => {
                             let mark = self.keep(call.fields(), guard.endpoint());
-                            Ok(Taken { answer, guard, places, permit, mark })
+                            let trace = TraceId::sampled(call.fields());
+                            Ok(Taken { answer, guard, places, permit, mark, trace })
                         }
                         Err(failed) => {
                             self.record(facts, &failed.why, &tried);
@@ -150,6 +153,9 @@ impl<'a> Exchange<'a> {
                 Ok(Answered { answer, mut guard }) => {
                     let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
                     self.report(&mut guard, answer.sent_at(), outcome);
+                    let given = (answer.status(), books::rpc(&answer, facts.grpc));
+                    let given = books::promised(given.0, given.1, None);
+                    self.outbound.tried(guard.endpoint(), &given, answer.sent_at());
                     tried.push(Arc::clone(guard.endpoint()));
                     call.give_up(guard.endpoint(), answer);
                 }
@@ -224,11 +230,13 @@ impl<'a> Exchange<'a> {
         let mut guard = picked.map_err(|error| Unanswered { why: error.into(), endpoint: None })?;
         let endpoint = Arc::clone(guard.endpoint());
         let begun = Instant::now();
-        let via = Via { places, snapshot: &self.snapshot, bounds: self.bounds(sends, begun) };
+        let (snapshot, bounds) = (&self.snapshot, self.bounds(sends, begun));
+        let via = Via { places, snapshot, bounds, connections: self.upstream.connections() };
         match call.send(&endpoint, via).await {
             Ok(answer) => Ok(Answered { answer, guard }),
             Err(why) => {
                 self.report(&mut guard, begun, why.outcome());
+                self.outbound.unanswered(&endpoint, &why, begun);
                 Err(Unanswered { why, endpoint: Some(endpoint) })
             }
         }
@@ -365,7 +373,7 @@ impl<'a> Exchange<'a> {
         let policy = &self.snapshot.policy;
         let rng = &mut self.outbound.rng.lock();
         let ejection = guard.report(now.into_std(), now - sent_at, outcome, policy, rng);
-        self.upstream.ejected(guard.endpoint(), ejection);
+        self.outbound.ejected(self.upstream, guard.endpoint(), ejection);
     }
 
     /// Says what a response's head says of its endpoint. A failure is one for good; a success is yet to
@@ -379,7 +387,9 @@ impl<'a> Exchange<'a> {
         match outcome {
             Some(Outcome::Success) | None => {
                 let now = Instant::now();
-                guard.promise(now.into_std(), now - sent_at, &self.snapshot.policy);
+                if guard.promise(now.into_std(), now - sent_at, &self.snapshot.policy) {
+                    self.outbound.recovered(self.upstream, guard.endpoint());
+                }
             }
             Some(outcome) => self.report(guard, sent_at, outcome),
         }

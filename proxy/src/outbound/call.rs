@@ -6,7 +6,10 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::{Snapshot, places::Places, verdict};
-use crate::{balance::stats::Outcome, discovery::Endpoint, error::Error, fields::Fields};
+use crate::{
+    balance::stats::Outcome, discovery::Endpoint, error::Error, fields::Fields,
+    metrics::connections::Connections,
+};
 
 /// A request that can be sent, more than once if need be.
 pub(super) trait Call: Send {
@@ -88,6 +91,8 @@ pub(super) struct Via<'a> {
     pub(super) places: &'a Places,
     pub(super) snapshot: &'a Snapshot,
     pub(super) bounds: Bounds,
+    /// Where connections that are opened for it are counted.
+    pub(super) connections: &'a Arc<Connections>,
 }
 
 /// Bounds of one send, and which one it is.

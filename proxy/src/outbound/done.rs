@@ -4,7 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Outbound, Upstream, verdict};
+use super::{
+    Outbound, Upstream,
+    books::{self, Books},
+    snapshot::By,
+    verdict,
+};
 use crate::{
     balance::{
         bulkhead::Permit,
@@ -17,6 +22,7 @@ use crate::{
         pool::Connection,
         replay::BodyError,
     },
+    metrics::flow::{End as Ended, Finished, Rpc},
     net::admission::Stream,
 };
 
@@ -33,7 +39,11 @@ pub(super) struct Done {
     /// Its place in the Service's bulkhead.
     pub(super) _permit: Option<Permit>,
     pub(super) guard: InFlight<Endpoint>,
+    pub(super) by: By,
     pub(super) started: Instant,
+    pub(super) sent_at: Instant,
+    /// What is counted where the response ends well.
+    pub(super) given: Finished,
     /// Until the response's head.
     pub(super) rtt: Duration,
     /// gRPC: the verdict comes with the trailers.
@@ -45,15 +55,16 @@ pub(super) struct Done {
 impl OnEnd for Done {
     fn on_end(mut self, end: End<'_>) {
         let now = Instant::now();
-        let endpoint = Arc::clone(self.guard.endpoint());
         match end {
             End::Complete(trailers) => {
                 let code = trailers.filter(|_| self.undecided).and_then(|trailers| {
                     Some(verdict::grpc_outcome(verdict::grpc_status(trailers)?, trailers))
                 });
                 self.report(now, code.unwrap_or(Outcome::Success));
-                endpoint.latency.record(now - self.started);
-                self.upstream.traffic().latency.record(now - self.started);
+                if let (Rpc::Unsaid, Some(trailers)) = (self.given.rpc, trailers) {
+                    self.given.rpc = verdict::grpc_status(trailers).map_or(Rpc::Unsaid, Rpc::Said);
+                }
+                self.close(now, Ended::Whole);
             }
             End::Broken(error) => {
                 let outcome = match error {
@@ -64,8 +75,9 @@ impl OnEnd for Done {
                     _ => Outcome::Failure(FailureKind::Transport),
                 };
                 self.report(now, outcome);
+                self.close(now, books::broken(outcome));
             }
-            End::Dropped => {}
+            End::Dropped => self.close(now, Ended::Cancelled),
         }
     }
 }
@@ -74,6 +86,15 @@ impl Done {
     fn report(&mut self, now: Instant, outcome: Outcome) {
         let rng = &mut self.outbound.rng.lock();
         let ejection = self.guard.report(now.into_std(), self.rtt, outcome, &self.policy, rng);
-        self.upstream.ejected(self.guard.endpoint(), ejection);
+        self.outbound.ejected(&self.upstream, self.guard.endpoint(), ejection);
+    }
+
+    /// Counts the request's end.
+    pub(super) fn close(&self, now: Instant, end: Ended) {
+        let finished = self.given.ended(end);
+        let books = Books { upstream: &self.upstream, by: &self.by };
+        books.close(&finished, self.started, now);
+        let (metrics, took) = (&self.outbound.metrics, now - self.sent_at);
+        self.guard.endpoint().finished(metrics, &finished, took, now.into_std());
     }
 }

@@ -14,11 +14,13 @@ use tokio::{
 use super::{
     Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
+    books::{self, Books},
     call::{Answer, Bounds, Call, NoAnswer, Via},
     dial::{Connected, Key},
     http::Requests,
     mirror::{self, Nobody},
     routed::{Arrived, Changes, Course},
+    snapshot::By,
     verdict,
 };
 use crate::{
@@ -37,7 +39,10 @@ use crate::{
             wire::Wire,
         },
     },
-    metrics::Direction,
+    metrics::{
+        Direction,
+        flow::{End, Finished},
+    },
     net::{connect::Reset, copy::Carried},
     tls::Alpn,
 };
@@ -45,7 +50,6 @@ use crate::{
 /// The request and the client's side of it.
 struct H1Call<'a, C> {
     outbound: &'a Arc<Outbound>,
-    upstream: &'a Upstream,
     client: &'a mut Wire<C>,
     request: &'a RequestHead,
     upload: Transfer,
@@ -70,7 +74,8 @@ impl Handler<TcpStream> for Requests {
         let upstream = match self.upstream().await {
             Ok(upstream) => upstream,
             Err(error) => {
-                let response = self.outbound.failed(&self.last(), &error, grpc);
+                let books = Books { upstream: &self.last(), by: &By::Dialled };
+                let response = self.outbound.failed(books, &error, grpc, started);
                 let draining = self.outbound.drain.is_draining();
                 return server::answer(client, &request, &upload, &response, draining).await;
             }
@@ -85,17 +90,11 @@ impl Handler<TcpStream> for Requests {
         let from = (self.client, started);
         let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
         let facts = Facts { method: &request.method, path: request.path(), grpc };
-        let mut call = H1Call {
-            outbound: &self.outbound,
-            upstream: &upstream,
-            client,
-            request: &request,
-            upload,
-            changes: None,
-        };
+        let mut call =
+            H1Call { outbound: &self.outbound, client, request: &request, upload, changes: None };
         match exchange.run(&mut call, facts).await {
             Ok(taken) => call.finish(&exchange, taken, facts).await,
-            Err(why) => call.give(why, grpc).await,
+            Err(why) => call.give(&exchange, why, grpc).await,
         }
     }
 
@@ -134,7 +133,6 @@ impl Requests {
         let facts = Facts { method: &request.method, path: request.path(), grpc };
         let mut call = H1Call {
             outbound: &self.outbound,
-            upstream,
             client,
             request: &request,
             upload,
@@ -148,7 +146,7 @@ impl Requests {
         }
         match answered {
             Ok(taken) => call.finish(&exchange, taken, facts).await,
-            Err(why) => call.give(why, grpc).await,
+            Err(why) => call.give(&exchange, why, grpc).await,
         }
     }
 }
@@ -171,7 +169,6 @@ async fn send_copy(
     let upload = exchange::upload(&request);
     let mut call = H1Call {
         outbound: &outbound,
-        upstream: &upstream,
         client: &mut client,
         request: &request,
         upload,
@@ -270,7 +267,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     /// Boxed, since the future is large and rarely needed.
     async fn dial(&self, endpoint: &Endpoint, via: Via<'_>) -> Result<Connected, NoAnswer> {
         let within = via.bounds.connect_within(Instant::now());
-        let places = (via.places, via.snapshot);
+        let places = (via.places, via.snapshot, via.connections);
         let dial = Box::pin(self.outbound.dial(endpoint, Alpn::H1, places, within));
         dial.await.map_err(|error| via.bounds.dial_failed(Instant::now(), error))
     }
@@ -283,10 +280,10 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         facts: Facts<'_>,
     ) -> After {
         // The permit lives to the end of this function.
-        let Taken { answer, mut guard, places, permit: _permit, mark } = taken;
+        let Taken { answer, mut guard, places, permit: _permit, mark, trace } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc);
+        let given = books::promised(answer.status(), books::h1_rpc(&answer, facts.grpc), trace);
         let H1Answer { mut wire, mut head, bounds, sent_at } = answer;
-        self.upstream.traffic().responded(head.status);
         if guard.endpoint().identity.is_none() {
             // Only a proxy of ours may say what our headers say.
             head.fields.strip_ours();
@@ -302,6 +299,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         let sides = (&mut *self.client, &mut wire);
         if head.leaves_http {
             exchange.report(&mut guard, sent_at, Outcome::Success);
+            exchange.close(&guard, sent_at, &given);
             let mut carried = Carried::default();
             let what = (self.request, head);
             if let Err(broken) = exchange::tunnel(sides, what, &mut carried, bounds.idle).await {
@@ -317,12 +315,10 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         match exchange::answer(sides, request, head, upload, bounds.into(), last).await {
             Ending::Complete { client, upstream: reusable } => {
                 exchange.report(&mut guard, sent_at, Outcome::Success);
-                let now = Instant::now();
-                let endpoint = guard.endpoint();
-                endpoint.latency.record(now - exchange.started);
-                self.upstream.traffic().latency.record(now - exchange.started);
+                let now = exchange.close(&guard, sent_at, &given);
                 if reusable && !places.starved() {
-                    outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
+                    let key = Key(Arc::clone(guard.endpoint()));
+                    outbound.idle.give_back(&key, wire, kept_for, now);
                 }
                 match client {
                     true => After::Next,
@@ -332,6 +328,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
             }
             Ending::ClientGone => {
                 wire.reset();
+                exchange.close(&guard, sent_at, &given.ended(End::Cancelled));
                 After::Break
             }
             Ending::Broken { error, begun } => {
@@ -341,39 +338,44 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                     sent: Sent::Yes,
                 };
                 exchange.report(&mut guard, sent_at, verdict::failure(&error));
-                self.broke_off(exchange, facts, error, begun).await
+                let given = given.ended(End::Broken);
+                outbound.tried(guard.endpoint(), &given, sent_at);
+                self.broke_off(exchange, facts, error, begun.then_some(&given)).await
             }
             Ending::Late { late, begun } => {
                 wire.reset();
                 let why = too_late(late, bounds);
                 exchange.report(&mut guard, sent_at, why.outcome());
+                let given = given.ended(books::broken(why.outcome()));
+                outbound.tried(guard.endpoint(), &given, sent_at);
                 let Some(error) = why.into_error() else { return After::Break };
-                self.broke_off(exchange, facts, error, begun).await
+                self.broke_off(exchange, facts, error, begun.then_some(&given)).await
             }
         }
     }
 
-    /// A response that was promised did not come to its end.
+    /// A response that was promised did not come to its end; `begun`: the client has a part of it.
     async fn broke_off(
         self,
         exchange: &Exchange<'_>,
         facts: Facts<'_>,
         error: Error,
-        begun: bool,
+        begun: Option<&Finished>,
     ) -> After {
         exchange.record_error(facts, &error, &[]);
-        if begun {
+        if let Some(given) = begun {
             self.outbound.error(error.reason());
+            exchange.books().close(given, exchange.started, Instant::now());
             return After::Break;
         }
-        self.give(error.into(), facts.grpc).await
+        self.give(exchange, error.into(), facts.grpc).await
     }
 
     /// Gives the client an answer of ours in the place of a response.
-    async fn give(self, why: NoAnswer, grpc: bool) -> After {
-        let Self { outbound, upstream, client, request, upload, changes } = self;
+    async fn give(self, exchange: &Exchange<'_>, why: NoAnswer, grpc: bool) -> After {
+        let Self { outbound, client, request, upload, changes, .. } = self;
         let Some(error) = why.into_error() else { return After::Break };
-        let mut response = outbound.failed(upstream, &error, grpc);
+        let mut response = outbound.failed(exchange.books(), &error, grpc, exchange.started);
         if let Some(changes) = changes {
             changes.apply(response.headers_mut());
         }

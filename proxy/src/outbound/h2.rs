@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{
     Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
+    books::{self, Books},
     call::{Answer, Bounds, Call, NoAnswer, Via},
     deadline,
     dial::Key,
@@ -26,6 +27,7 @@ use super::{
     http::Requests,
     mirror,
     routed::{Arrived, Changes, Course},
+    snapshot::By,
     verdict,
 };
 use crate::{
@@ -45,7 +47,7 @@ use crate::{
             upgrade,
         },
     },
-    metrics::Direction,
+    metrics::{Direction, flow::End},
     net::{
         admission::{STREAMS, Stream},
         copy::Carried,
@@ -86,15 +88,16 @@ pub(super) async fn handle(
     requests: Arc<Requests>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody<Done>>, StreamReset> {
-    let grpc = is_grpc(request.headers());
-    match forward(&requests, request, grpc).await {
+    let (grpc, started) = (is_grpc(request.headers()), Instant::now());
+    match forward(&requests, request, grpc, started).await {
         Ok(response) => Ok(response),
         Err(Error::StreamReset { code, .. }) => {
             requests.outbound.error(Reason::UpstreamReset);
             Err(code.into())
         }
         Err(error) => {
-            let response = requests.outbound.failed(&requests.last(), &error, grpc);
+            let books = Books { upstream: &requests.last(), by: &By::Dialled };
+            let response = requests.outbound.failed(books, &error, grpc, started);
             Ok(response.map(ResponseBody::made))
         }
     }
@@ -104,8 +107,8 @@ async fn forward(
     requests: &Requests,
     mut request: Request<Incoming>,
     grpc: bool,
+    started: Instant,
 ) -> Result<Response<ResponseBody<Done>>, Error> {
-    let started = Instant::now();
     check(&request, requests.outbound.max_header_size).map_err(Error::Refused)?;
     let stream = requests.outbound.admission.stream().ok_or(Error::Overloaded(STREAMS))?;
     let upstream = requests.upstream().await?;
@@ -137,7 +140,7 @@ async fn forward(
             let rest = (call.body.take(), stream);
             Ok(finish(&exchange, taken, facts, rest, (downstream, None)))
         }
-        Err(why) => Err(why.into_error().unwrap_or(GONE)),
+        Err(why) => Err(exchange.reset(why.into_error().unwrap_or(GONE))),
     }
 }
 
@@ -185,10 +188,11 @@ async fn routed(
             let rest = (call.body.take(), stream);
             Ok(finish(&exchange, taken, facts, rest, (downstream, Some(changes))))
         }
-        Err(why) => match why.into_error().unwrap_or(GONE) {
+        Err(why) => match exchange.reset(why.into_error().unwrap_or(GONE)) {
             reset @ Error::StreamReset { .. } => Err(reset),
             error => {
-                let mut response = requests.outbound.failed(&going.upstream, &error, grpc);
+                let mut response =
+                    requests.outbound.failed(exchange.books(), &error, grpc, exchange.started);
                 changes.apply(response.headers_mut());
                 Ok(response.map(ResponseBody::made))
             }
@@ -234,10 +238,10 @@ fn finish(
     (request, stream): (Option<Replay>, Stream),
     (downstream, changes): (Option<OnUpgrade>, Option<&Changes>),
 ) -> Response<ResponseBody<Done>> {
-    let Taken { answer, mut guard, permit, mark, .. } = taken;
+    let Taken { answer, mut guard, permit, mark, trace, .. } = taken;
     let decided = verdict::outcome(&answer, facts.grpc);
+    let given = books::promised(answer.status(), books::rpc(&answer, facts.grpc), trace);
     let H2Answer { mut response, first, connection, bounds, sent_at } = answer;
-    exchange.upstream.traffic().responded(response.status());
     // Only a proxy of ours may say what our headers say.
     let proxy = guard.endpoint().identity.is_some();
     if !proxy {
@@ -259,13 +263,17 @@ fn finish(
         _permit: permit,
         _stream: stream,
         guard,
+        by: exchange.snapshot.by.clone(),
         started: exchange.started,
+        sent_at,
+        given,
         rtt: sent_at.elapsed(),
         undecided: decided.is_none(),
         impatient: end.is_some_and(|deadline| deadline.by_client),
     };
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
         exchange.report(&mut done.guard, sent_at, Outcome::Success);
+        done.close(Instant::now(), End::Whole);
         let upstream = hyper::upgrade::on(&mut response);
         tunnel(downstream, upstream, idle, done);
         return response.map(|_| ResponseBody::made(Bytes::new()));
@@ -300,7 +308,7 @@ impl Call for H2Call<'_> {
             Some(connection) => connection,
             None => {
                 let within = bounds.connect_within(Instant::now());
-                let places = (via.places, via.snapshot);
+                let places = (via.places, via.snapshot, via.connections);
                 let dial = || outbound.dial(endpoint, Alpn::H2, places, within);
                 let open = outbound.shared.open(&key, dial).await;
                 open.map_err(|error| bounds.dial_failed(Instant::now(), error))?

@@ -9,8 +9,12 @@ use std::{net::IpAddr, sync::Arc};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::Response;
+use tokio::time::Instant;
 
-use super::{Outbound, Upstream};
+use super::{
+    Outbound, Upstream,
+    books::{self, Books},
+};
 use crate::{
     discovery::{Resolution, Target},
     error::Error,
@@ -64,12 +68,19 @@ impl Requests {
 }
 
 impl Outbound {
-    /// Counts a request to an upstream that the proxy answers itself, and makes the answer.
-    pub(super) fn failed(&self, upstream: &Upstream, error: &Error, grpc: bool) -> Response<Bytes> {
+    /// Counts a request that the proxy answers itself, and makes the answer.
+    pub(super) fn failed(
+        &self,
+        books: Books<'_>,
+        error: &Error,
+        grpc: bool,
+        started: Instant,
+    ) -> Response<Bytes> {
         self.error(error.reason());
-        tracing::debug!(%error, upstream = %upstream.name(), "request failed");
+        tracing::debug!(%error, upstream = %books.upstream.name(), "request failed");
         let response = answer::error(error, grpc);
-        upstream.traffic().responded(response.status());
+        let made = books::made(response.status(), error, grpc);
+        books.close(&made, started, Instant::now());
         response
     }
 }

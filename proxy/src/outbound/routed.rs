@@ -13,7 +13,14 @@ use http::{HeaderName, HeaderValue, Response};
 use remora_core::names::headers::FAULT;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Outbound, Snapshot, Upstream, http::Requests, mirror::Copied, snapshot::By};
+use super::{
+    Outbound, Snapshot, Upstream,
+    books::{self, Books},
+    http::Requests,
+    mirror::Copied,
+    snapshot::By,
+    verdict,
+};
 use crate::{
     balance::{affinity, policy::Affinity, token::Token},
     decisions::Failed,
@@ -21,7 +28,7 @@ use crate::{
     error::Error,
     fields::{Fields, FieldsMut},
     http::answer,
-    metrics::Direction,
+    metrics::{Direction, flow::Rpc},
     route::{
         self, Filter, Message, Route,
         backend::{Backend, Backends, NoBackend, Weighted},
@@ -87,6 +94,11 @@ impl Changes {
         }
     }
 
+    /// By what the request goes on, or was answered.
+    fn by(&self) -> By {
+        By::Route(Arc::clone(&self.route), self.backend)
+    }
+
     /// The route that was taken.
     pub(super) fn route(&self) -> &Arc<Route> {
         &self.route
@@ -96,8 +108,7 @@ impl Changes {
 impl<M> Going<M> {
     /// A moment of the upstream, with the route's policy.
     pub(super) fn snapshot(&self) -> Snapshot {
-        let route = Arc::clone(&self.changes.route);
-        Snapshot { routes: None, by: By::Route(route), ..self.upstream.snapshot() }
+        Snapshot { routes: None, by: self.changes.by(), ..self.upstream.snapshot() }
     }
 }
 
@@ -124,12 +135,17 @@ impl Requests {
             return Course::Answer(self.not_sent(upstream, request, arrived, &error, None));
         };
         found.route.traffic.requests.fetch_add(1, Ordering::Relaxed);
-        let mut changes = Changes::of(found.route, request);
+        let (mut changes, grpc) = (Changes::of(found.route, request), arrived.grpc);
         let steps = self.steps(upstream, found, request, &mut changes, arrived);
         match steps.await {
             Ok(Course::Answer(response)) => {
-                upstream.traffic().requests.fetch_add(1, Ordering::Relaxed);
-                upstream.traffic().responded(response.status());
+                let code = verdict::grpc_status(response.headers()).filter(|_| grpc);
+                let rpc = code.map_or(Rpc::No, Rpc::Said);
+                let given = books::promised(response.status(), rpc, None);
+                // Counted for the Service that was called, whichever backend would have been.
+                let books = Books { upstream, by: &By::Route(Arc::clone(found.route), None) };
+                books.open();
+                books.close(&given, arrived.started, Instant::now());
                 Course::Answer(response)
             }
             Ok(going) => going,
@@ -254,7 +270,9 @@ impl Requests {
         error: &Error,
         changes: Option<&Changes>,
     ) -> Response<Bytes> {
-        upstream.traffic().requests.fetch_add(1, Ordering::Relaxed);
+        let by = changes.map_or(By::Dialled, |changes| changes.by());
+        let books = Books { upstream, by: &by };
+        books.open();
         let target = upstream.name();
         let failed = Failed {
             direction: Direction::Outbound,
@@ -266,7 +284,7 @@ impl Requests {
         };
         let nobody = std::iter::empty::<String>();
         self.outbound.decisions.record(Instant::now(), failed, error, nobody);
-        let mut response = self.outbound.failed(upstream, error, arrived.grpc);
+        let mut response = self.outbound.failed(books, error, arrived.grpc, arrived.started);
         if let Some(changes) = changes {
             changes.apply(response.headers_mut());
         }

@@ -13,7 +13,10 @@ use crate::{
     },
     discovery::Endpoint,
     fields::FieldsMut,
-    route::Route,
+    route::{
+        Route,
+        backend::{Backend, Backends},
+    },
 };
 
 /// All decisions of one attempt are made on the same one.
@@ -26,12 +29,13 @@ pub(crate) struct Snapshot {
 }
 
 /// By what a request came to its upstream.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum By {
     /// It was dialled, and has no routes.
     Dialled,
-    /// A route sent it there: its retries, time-outs and affinity hold.
-    Route(Arc<Route>),
+    /// A route sent it there, to the backend at this place, if it has any: the route's retries,
+    /// time-outs and affinity hold.
+    Route(Arc<Route>, Option<usize>),
     /// It is a copy, which is sent once.
     Mirror,
 }
@@ -41,7 +45,7 @@ impl Snapshot {
     pub(super) fn retry(&self) -> Option<&RetryPolicy> {
         match &self.by {
             By::Dialled => self.policy.retry.as_ref(),
-            By::Route(route) => route.retry.as_ref(),
+            By::Route(route, _) => route.retry.as_ref(),
             By::Mirror => None,
         }
     }
@@ -49,7 +53,7 @@ impl Snapshot {
     pub(super) fn timeouts(&self) -> &TimeoutPolicy {
         match &self.by {
             By::Dialled | By::Mirror => &self.policy.timeouts,
-            By::Route(route) => &route.timeouts,
+            By::Route(route, _) => &route.timeouts,
         }
     }
 
@@ -57,7 +61,7 @@ impl Snapshot {
         let own = self.policy.affinity.as_ref();
         match &self.by {
             By::Dialled => own,
-            By::Route(route) => route.affinity.as_ref().or(own),
+            By::Route(route, _) => route.affinity.as_ref().or(own),
             By::Mirror => None,
         }
     }
@@ -66,7 +70,7 @@ impl Snapshot {
     pub(super) fn budget(&self, upstream: &Upstream) -> Option<Arc<Budget>> {
         let wanted = self.retry()?.budget;
         Some(match &self.by {
-            By::Route(route) => route.traffic.budget(wanted),
+            By::Route(route, _) => route.traffic.budget(wanted),
             By::Dialled | By::Mirror => upstream.traffic().budget(wanted),
         })
     }
@@ -74,8 +78,21 @@ impl Snapshot {
     /// The name of the route that a request took.
     pub(super) fn route(&self) -> Option<&str> {
         match &self.by {
-            By::Route(route) => Some(&route.name),
+            By::Route(route, _) => Some(&route.name),
             By::Dialled | By::Mirror => None,
+        }
+    }
+}
+
+impl By {
+    /// The backend that a route chose; `None`: the Service itself.
+    pub(super) fn backend(&self) -> Option<&Backend> {
+        match self {
+            Self::Route(route, Some(at)) => match &route.backends {
+                Backends::Weighted(list) => list.at(*at),
+                Backends::Own => None,
+            },
+            _ => None,
         }
     }
 }

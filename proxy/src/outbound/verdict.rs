@@ -16,7 +16,8 @@ use crate::{
     fields::Fields,
 };
 
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(super) use crate::http::answer::grpc_status;
+
 static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 static REASON: HeaderName = HeaderName::from_static(PROXY_ERROR);
 
@@ -55,11 +56,6 @@ pub(super) fn failure(error: &Error) -> Outcome {
         }
         _ => Outcome::Failure(FailureKind::Transport),
     }
-}
-
-/// `grpc-status` of a head (trailers-only response) or of trailers.
-pub(super) fn grpc_status(fields: &impl Fields) -> Option<u32> {
-    number(fields.get(&GRPC_STATUS)?)
 }
 
 /// Codes that blame the endpoint: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.

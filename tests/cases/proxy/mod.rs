@@ -5,6 +5,7 @@
 mod balance;
 mod change;
 mod discovery;
+mod figures;
 mod grpc;
 mod http1;
 mod http2;
