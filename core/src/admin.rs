@@ -2,7 +2,7 @@
 //!
 //! A program adds its own routes to [`router`] and hands the result to [`serve`].
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -21,14 +21,29 @@ use crate::{drain, telemetry::LogHandle};
 pub struct Admin {
     /// `Ok` when the program can do its work; otherwise what is missing, one item a line.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// Everything `/metrics` shows, collected at scrape time.
-    pub metrics: Arc<Registry>,
+    /// What `/metrics` shows, collected at scrape time.
+    pub metrics: Arc<dyn Scrape>,
     /// Absent where the program did not set up logging (tests).
     pub log: Option<LogHandle>,
 }
 
-impl std::fmt::Debug for Admin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// Writes all metrics of a program.
+pub trait Scrape: Send + Sync {
+    /// Appends OpenMetrics text, to its `# EOF`.
+    ///
+    /// # Errors
+    /// Where something cannot be written as text.
+    fn scrape(&self, text: &mut String) -> fmt::Result;
+}
+
+impl Scrape for Registry {
+    fn scrape(&self, text: &mut String) -> fmt::Result {
+        prometheus_client::encoding::text::encode(text, self)
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admin").finish_non_exhaustive()
     }
 }
@@ -65,7 +80,7 @@ async fn ready(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
+    match admin.metrics.scrape(&mut text) {
         Ok(()) => {
             let kind = HeaderValue::from_static(
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",

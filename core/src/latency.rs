@@ -1,13 +1,13 @@
-//! Latency histograms of bounded size: one per worker, merged on reading.
+//! Latency histograms of bounded size, merged on reading.
 
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use hdrhistogram::{Counter, Histogram};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// Largest value kept exactly enough; longer ones count as this.
-const MAX_MICROS: u64 = 60_000_000;
+/// Largest value kept exactly enough, in microseconds; longer ones count as this.
+pub const MAX_MICROS: u64 = 60_000_000;
 
 /// A histogram from 1 µs to 60 s with two significant digits, about 10 KiB.
 ///
@@ -51,8 +51,7 @@ impl Latency {
 
     /// Counts one observation.
     pub fn record(&self, elapsed: Duration) {
-        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(MAX_MICROS);
-        self.0.lock().saturating_record(micros.clamp(1, MAX_MICROS));
+        self.0.lock().saturating_record(micros(elapsed));
     }
 
     /// Quantiles over several workers' histograms.
@@ -70,34 +69,29 @@ impl Latency {
     /// Quantiles of this one.
     #[must_use]
     pub fn quantiles(&self) -> Quantiles {
-        let h = self.0.lock();
-        Quantiles {
-            count: h.len(),
-            p50_us: h.value_at_quantile(0.5),
-            p90_us: h.value_at_quantile(0.9),
-            p99_us: h.value_at_quantile(0.99),
-            p999_us: h.value_at_quantile(0.999),
-            max_us: h.max(),
-        }
+        Quantiles::of(&self.0.lock())
     }
+}
 
-    /// Calls `f(upper bound, count at or below it)` for each bound, for a Prometheus histogram,
-    /// and returns the number of observations and their sum.
-    pub fn cumulative(
-        &self,
-        bounds: &[Duration],
-        mut f: impl FnMut(Duration, u64),
-    ) -> (u64, Duration) {
-        let h = self.0.lock();
-        for &bound in bounds {
-            f(bound, h.count_between(0, u64::try_from(bound.as_micros()).unwrap_or(MAX_MICROS)));
+impl Quantiles {
+    /// Of a histogram of microseconds.
+    #[must_use]
+    pub fn of<C: Counter>(histogram: &Histogram<C>) -> Self {
+        Self {
+            count: histogram.len(),
+            p50_us: histogram.value_at_quantile(0.5),
+            p90_us: histogram.value_at_quantile(0.9),
+            p99_us: histogram.value_at_quantile(0.99),
+            p999_us: histogram.value_at_quantile(0.999),
+            max_us: histogram.max(),
         }
-        let micros: f64 = h
-            .iter_recorded()
-            .map(|v| v.value_iterated_to() as f64 * v.count_at_value() as f64)
-            .sum();
-        (h.len(), Duration::from_secs_f64(micros / 1e6))
     }
+}
+
+/// A time as histograms count it: whole microseconds from 1 to [`MAX_MICROS`].
+#[must_use]
+pub fn micros(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_micros()).unwrap_or(MAX_MICROS).clamp(1, MAX_MICROS)
 }
 
 #[cfg(test)]

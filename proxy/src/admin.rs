@@ -1,6 +1,7 @@
 //! The proxy's admin HTTP, beside what every program has ([`remora_core::admin`]).
 
 mod decisions;
+mod figures;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,12 +13,11 @@ use axum::{
 };
 use remora_core::admin::Admin;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::{
-    balance::breaker,
     config::Args,
-    discovery::{Discovery, Endpoint, Resolution, ServiceState, Target},
+    discovery::{Discovery, Resolution},
+    metrics::Metrics,
     probe::{Failure, Prober},
     sight::Sight,
     tls::identity::Identity,
@@ -30,6 +30,8 @@ pub struct View {
     pub discovery: Discovery,
     /// Certificate and roots.
     pub identity: Identity,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// What the proxy was started with.
     pub args: Arc<Args>,
     /// What happened to requests.
@@ -47,7 +49,9 @@ pub fn router(admin: Admin, view: View) -> Router {
     let own = Router::new()
         .route("/config", get(config))
         .route("/services", get(services))
-        .route("/endpoints", get(endpoints))
+        .route("/endpoints", get(figures::endpoints))
+        .route("/inbound", get(figures::inbound))
+        .route("/events", get(figures::events))
         .route("/certs", get(certs))
         .route("/decisions", get(decisions::last))
         .route("/tap", get(decisions::tap))
@@ -111,60 +115,6 @@ async fn services(State(view): State<View>) -> Json<Value> {
         }
     });
     Json(json!({ "services": rows.collect::<Vec<_>>() }))
-}
-
-async fn endpoints(State(view): State<View>) -> Json<Value> {
-    let now = Instant::now().into_std();
-    let all = view.discovery.all();
-    let rows = all.iter().filter_map(|(target, resolution)| match resolution {
-        Some(Resolution::Service(service)) => {
-            let state = service.state_full();
-            Some(row(target, &state, &service.id, now))
-        }
-        _ => None,
-    });
-    Json(json!({ "services": rows.collect::<Vec<_>>() }))
-}
-
-fn row(
-    target: &Target,
-    state: &ServiceState,
-    id: &crate::discovery::ServiceId,
-    now: std::time::Instant,
-) -> Value {
-    let endpoints: Vec<Value> = state.endpoints.iter().map(|e| endpoint(e, state, now)).collect();
-    json!({ "namespace": id.namespace, "name": id.name, "port": id.port, "target": target.to_string(),
-            "protocol": state.protocol.as_str(), "endpoints": endpoints })
-}
-
-fn endpoint(endpoint: &Endpoint, state: &ServiceState, now: std::time::Instant) -> Value {
-    let stats = &endpoint.stats;
-    let breaker = stats.breaker();
-    let ago = |at: std::time::Instant| now.saturating_duration_since(at).as_millis();
-    let word = match breaker.state(now) {
-        breaker::State::Closed => "ready",
-        breaker::State::Open => "open",
-        breaker::State::HalfOpen => "half-open",
-    };
-    let rtt = stats.ewma().rtt(now, &state.policy.balancer);
-    json!({
-        "address": endpoint.addr.to_string(),
-        "namespace": endpoint.namespace,
-        "pod": endpoint.pod,
-        "identity": endpoint.identity.as_ref().map(|id| id.as_str()),
-        "state": word,
-        "ewma_ms": rtt.unwrap_or(state.policy.balancer.default_rtt).as_secs_f64() * 1e3,
-        "in_flight": stats.in_flight(),
-        "requests": stats.requests(),
-        "failures": stats.failures(),
-        "latency": endpoint.latency.quantiles(),
-        "breaker": {
-            "reason": breaker.reason().map(breaker::Reason::as_str),
-            "trips": breaker.trips(),
-            "since_ms": breaker.since().map(ago),
-            "next_probe_ms": breaker.next_probe().map(|at| at.saturating_duration_since(now).as_millis()),
-        },
-    })
 }
 
 async fn probe(State(view): State<View>, uri: Uri, headers: HeaderMap) -> (StatusCode, String) {

@@ -4,7 +4,6 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use prometheus_client::registry::Registry;
 use remora_core::{
     admin::Admin,
     drain::{Drain, Drained},
@@ -18,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, View},
-    collect::MeshCollector,
+    collect::{self, Collector},
     config::{Args, workers_for_quota},
     discovery::{self, Discovery, Limits, snapshot::Snapshot},
-    metrics::{Metrics, ProcessCollector},
+    metrics::{Metrics, wall::wall_clock},
     net::{
         admission::{self, Admission},
         connect::Connector,
@@ -30,7 +29,7 @@ use crate::{
     probe::{Prober, Probes},
     runtime,
     shared::Shared,
-    sight::{self, Sight},
+    sight::Sight,
     tls::{certify, channel::ControlPlane, identity::Identity},
 };
 
@@ -52,8 +51,8 @@ pub async fn run(
         connector: Connector { mark: args.mark },
         admission: admission(args.max_connections),
         max_header_size: args.max_header_size,
-        metrics: Arc::new(Metrics::default()),
-        sight: Arc::new(Sight::new(rng.u64(..), sight::wall_clock)),
+        metrics: Arc::new(Metrics::new(started.into_std())),
+        sight: Arc::new(Sight::new(rng.u64(..), wall_clock)),
         drain: watch.clone(),
         pod_ips: args.pod_ips.as_slice().into(),
     };
@@ -67,13 +66,16 @@ pub async fn run(
 
     let tasks = control_tasks(&args, &shared, &mut rng)?;
     let stopped = CancellationToken::new();
-    let threads = runtime::start(listeners, &shared, &own, &stopped, &mut rng)
+    let running = runtime::start(listeners, &shared, &own, &stopped, &mut rng)
         .context("cannot start worker threads")?;
 
     // The admin endpoint answers to the very end, so it does not take part in the drain.
     let shutdown = CancellationToken::new();
     let (admin_drain, admin_watch) = Drain::new();
-    let router = admin_router(&args, &shared, prober, log, &shutdown);
+    let runtime::Workers { threads, mut runtimes } = running;
+    runtimes.push(("control".to_owned(), tokio::runtime::Handle::current()));
+    let collector = collector(&shared, runtimes);
+    let router = admin_router(&args, &shared, prober, (collector, log), &shutdown);
     let mut admin = JoinSet::new();
     for socket in admin_listeners {
         let socket = tokio::net::TcpListener::from_std(socket)?;
@@ -138,7 +140,7 @@ fn default_workers() -> usize {
     workers_for_quota(std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().as_deref())
 }
 
-/// Identity and discovery, on the control thread.
+/// Identity, discovery and the ticks of what is counted, on the control thread.
 fn control_tasks(
     args: &Arc<Args>,
     shared: &Shared,
@@ -186,37 +188,42 @@ fn control_tasks(
         snapshot,
         rng.fork(),
     );
-    Ok(vec![tokio::spawn(certify), tokio::spawn(watch)])
+    let tick = collect::tick(Arc::clone(&shared.metrics), shared.discovery.clone());
+    Ok(vec![tokio::spawn(certify), tokio::spawn(watch), tokio::spawn(tick)])
+}
+
+fn collector(shared: &Shared, runtimes: Vec<(String, tokio::runtime::Handle)>) -> Collector {
+    Collector {
+        metrics: Arc::clone(&shared.metrics),
+        discovery: shared.discovery.clone(),
+        identity: shared.identity.clone(),
+        admission: Arc::clone(&shared.admission),
+        runtimes,
+    }
 }
 
 fn admin_router(
     args: &Arc<Args>,
     shared: &Shared,
     prober: Prober,
-    log: Option<LogHandle>,
+    (collector, log): (Collector, Option<LogHandle>),
     shutdown: &CancellationToken,
 ) -> axum::Router {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(ProcessCollector(Arc::clone(&shared.metrics))));
-    let (discovery, identity) = (shared.discovery.clone(), shared.identity.clone());
-    let admission = Arc::clone(&shared.admission);
-    let collector =
-        MeshCollector { discovery: discovery.clone(), identity: identity.clone(), admission };
-    registry.register_collector(Box::new(collector));
     let ready = {
         let shared = shared.clone();
         Arc::new(move || missing(&shared).map_or(Ok(()), Err))
     };
     let view = View {
-        discovery,
-        identity,
+        discovery: shared.discovery.clone(),
+        identity: shared.identity.clone(),
+        metrics: Arc::clone(&shared.metrics),
         args: Arc::clone(args),
         sight: Arc::clone(&shared.sight),
         drain: shared.drain.clone(),
         shutdown: shutdown.clone(),
         prober,
     };
-    admin::router(Admin { ready, metrics: Arc::new(registry), log }, view)
+    admin::router(Admin { ready, metrics: Arc::new(collector), log }, view)
 }
 
 /// What the proxy cannot do its work without.

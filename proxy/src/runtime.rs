@@ -11,7 +11,7 @@ use crate::{
     config::Args,
     error::Reason,
     inbound::{self, Inbound},
-    metrics::Direction,
+    metrics::{Direction, flow},
     net::listener::{self, BindError},
     outbound::{self, Outbound},
     shared::Shared,
@@ -25,6 +25,15 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct Listeners {
     outbound: Vec<(std::net::TcpListener, outbound::Source)>,
     inbound: Vec<(std::net::TcpListener, inbound::Source)>,
+}
+
+/// The threads that carry traffic.
+#[derive(Debug)]
+pub struct Workers {
+    /// To wait for.
+    pub threads: Vec<std::thread::JoinHandle<()>>,
+    /// By the names of their threads.
+    pub runtimes: Vec<(String, tokio::runtime::Handle)>,
 }
 
 /// Opens all listeners for `workers` threads.
@@ -92,14 +101,17 @@ pub fn start(
     own: &Arc<[SocketAddr]>,
     stopped: &tokio_util::sync::CancellationToken,
     rng: &mut fastrand::Rng,
-) -> io::Result<Vec<std::thread::JoinHandle<()>>> {
-    let mut threads = Vec::with_capacity(workers.len());
+) -> io::Result<Workers> {
+    let (mut threads, mut runtimes) = (Vec::new(), Vec::new());
     for (index, listeners) in workers.into_iter().enumerate() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let worker = worker(listeners, shared.clone(), Arc::clone(own), rng.fork());
         let stopped = stopped.clone();
-        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        let name = format!("worker-{index}");
+        runtimes.push((name.clone(), runtime.handle().clone()));
+        let thread = std::thread::Builder::new().name(name);
         threads.push(thread.spawn(move || {
+            flow::on_worker(index);
             runtime.block_on(async move {
                 if let Err(error) = worker.await {
                     tracing::error!(%error, "worker could not start");
@@ -108,7 +120,7 @@ pub fn start(
             });
         })?);
     }
-    Ok(threads)
+    Ok(Workers { threads, runtimes })
 }
 
 async fn worker(

@@ -47,6 +47,18 @@ pub enum State {
     HalfOpen,
 }
 
+impl State {
+    /// `ready`, `open` or `half-open`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "ready",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+        }
+    }
+}
+
 /// The rule that opened a breaker; where both hold at once, the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {

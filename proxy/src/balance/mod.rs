@@ -22,6 +22,7 @@ pub mod bulkhead;
 pub mod choice;
 pub mod endpoints;
 pub mod ewma;
+pub mod history;
 pub mod pick;
 pub mod policy;
 pub mod retry;

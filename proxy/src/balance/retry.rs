@@ -308,16 +308,22 @@ impl Budget {
         self.window.add(now, self.policy.window, Counts { total: 1, marked: 0 });
     }
 
-    /// Retries that the window's requests still allow, not looking at how they are spread.
+    /// Retries that the window has left. There may be none for a moment although some are left, since
+    /// they are spread.
     #[must_use]
-    pub fn left(&self, now: Instant) -> f64 {
+    pub fn left(&self, now: Instant) -> u64 {
         let counts = self.window.sum(nanos_since(self.epoch, now), self.policy.window);
-        (self.allowed(counts) - counts.marked as f64).max(0.0)
+        // A share of a count of 20 bits, or a policy's number: small enough, and a part is none.
+        (self.in_all(counts) as u64).saturating_sub(counts.marked)
     }
 
-    fn allowed(&self, counts: Counts) -> f64 {
-        let reserve = self.policy.min_per_second * self.policy.window.as_secs_f64();
-        (counts.total as f64 * self.policy.ratio).max(reserve)
+    /// Retries that a window may have.
+    fn in_all(&self, counts: Counts) -> f64 {
+        (counts.total as f64 * self.policy.ratio).max(self.reserve())
+    }
+
+    fn reserve(&self) -> f64 {
+        self.policy.min_per_second * self.policy.window.as_secs_f64()
     }
 
     /// Takes one retry, if there is one left. Of several that race for the last one, at most one
@@ -330,9 +336,8 @@ impl Budget {
         self.window.add(now, self.policy.window, one);
         let counts = self.window.sum(now, self.policy.window);
         let newest = self.window.newest(now, self.policy.window);
-        let reserve = self.policy.min_per_second * self.policy.window.as_secs_f64();
         let (ratio, parts) = (self.policy.ratio, BUCKETS as f64);
-        let in_all = self.allowed(counts);
+        let (reserve, in_all) = (self.reserve(), self.in_all(counts));
         let rate = (counts.total as f64 / parts).max(newest.total as f64);
         let at_once = (rate * ratio * BURST).max(reserve / parts).max(1.0);
         let granted = counts.marked as f64 <= in_all && newest.marked as f64 <= at_once;

@@ -11,6 +11,7 @@ use std::{
 use super::{
     breaker::{Breaker, Ejection, Health, Ticket, Trust},
     ewma::PeakEwma,
+    history::{History, Moments},
     policy::{BalancerPolicy, Policy},
     token::Token,
 };
@@ -25,6 +26,8 @@ const COLD: f64 = 0.1;
 #[derive(Debug)]
 pub struct EndpointStats {
     token: Token,
+    known: Instant,
+    history: History,
     joined: Option<Instant>,
     ewma: PeakEwma,
     breaker: Breaker,
@@ -71,6 +74,8 @@ impl EndpointStats {
     pub fn new(now: Instant) -> Self {
         Self {
             token: Token::default(),
+            known: now,
+            history: History::default(),
             joined: None,
             ewma: PeakEwma::new(now),
             breaker: Breaker::new(now),
@@ -102,6 +107,17 @@ impl EndpointStats {
     #[must_use]
     pub fn joined(&self) -> Option<Instant> {
         self.joined
+    }
+
+    /// A connection to it is tried.
+    pub fn dialled(&self, now: Instant) {
+        self.history.dialled(self.known, now);
+    }
+
+    /// When something last happened to it.
+    #[must_use]
+    pub fn moments(&self) -> Moments {
+        self.history.moments(self.known)
     }
 
     /// How much of its share it may have: from 0.1 when it joined to 1 after `slow_start`, in a
@@ -257,13 +273,16 @@ impl<E: AsRef<EndpointStats>> InFlight<E> {
     /// Says that the response's head promises success, `rtt` after the request was sent, and that its
     /// body is still to come. How it ends is for [`Self::report`] to say: a response that breaks off is a
     /// failure, and successes are counted when they are over. Only a probe is believed at once, so that a
-    /// stream that lives for hours does not keep its endpoint ejected.
-    pub fn promise(&mut self, now: Instant, rtt: Duration, policy: &Policy) {
-        let Verdict::None(ticket) = self.take() else { return };
+    /// stream that lives for hours does not keep its endpoint ejected. Returns whether that closed the
+    /// breaker.
+    pub fn promise(&mut self, now: Instant, rtt: Duration, policy: &Policy) -> bool {
+        let Verdict::None(ticket) = self.take() else { return false };
         let stats: &EndpointStats = (*self.endpoint).as_ref();
         stats.ewma.observe(now, rtt, &policy.balancer);
         let trust = stats.breaker.trust(&ticket, policy.breaker.as_ref());
+        let closed = trust.is_some();
         self.verdict = trust.map_or(Verdict::Promised(ticket), Verdict::Trusted);
+        closed
     }
 
     /// Says how the request went after `rtt` (until the response's head; for opaque TCP until the
@@ -283,6 +302,11 @@ impl<E: AsRef<EndpointStats>> InFlight<E> {
         let promised = !matches!(verdict, Verdict::None(_));
         if matches!(verdict, Verdict::Final) {
             return None;
+        }
+        match outcome {
+            Outcome::Success => stats.history.succeeded(stats.known, now),
+            Outcome::Failure(_) => stats.history.failed(stats.known, now),
+            Outcome::Cancelled => {}
         }
         let health = match outcome {
             Outcome::Success if promised => Some(Health::Good),

@@ -399,7 +399,7 @@ impl Discovery {
         status.error = Some(error.to_string().into());
     }
 
-    fn applied(&self) {
+    pub(crate) fn applied(&self) {
         self.0.status.lock().last_update = Some(Instant::now().into_std());
     }
 }

@@ -6,14 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use remora_core::{
-    latency::{Latency, Quantiles},
-    spiffe::SpiffeId,
-};
+use remora_core::spiffe::SpiffeId;
 use remora_proto::v1 as pb;
 
 use super::wire::{self, WireError};
-use crate::balance::{EndpointStats, token::Token};
+use crate::{
+    balance::{EndpointStats, token::Token},
+    metrics::{
+        Metrics,
+        flow::{Finished, Flow},
+        seats::Seat,
+    },
+};
 
 /// An endpoint and what was observed of it.
 ///
@@ -37,8 +41,9 @@ pub struct Endpoint {
     pub zone: Box<str>,
     /// EWMA, requests in flight, breaker.
     pub stats: EndpointStats,
-    /// Latency of its answers.
-    pub latency: EndpointLatency,
+    /// Attempts that ended.
+    pub flow: Flow,
+    pub(super) seat: OnceLock<Option<Seat>>,
 }
 
 impl Endpoint {
@@ -64,7 +69,8 @@ impl Endpoint {
             node: endpoint.node.as_str().into(),
             zone: endpoint.zone.as_str().into(),
             stats: EndpointStats::new(now).named(Token::of(addr, &endpoint.pod)),
-            latency: EndpointLatency::default(),
+            flow: Flow::default(),
+            seat: OnceLock::new(),
         })
     }
 
@@ -76,22 +82,31 @@ impl Endpoint {
             && self.namespace == other.namespace
             && self.pod == other.pod
     }
-}
 
-/// A latency histogram that takes its 10 KiB only once there is something to count.
-#[derive(Debug, Default)]
-pub struct EndpointLatency(OnceLock<Box<Latency>>);
-
-impl EndpointLatency {
-    /// Counts one observation.
-    pub fn record(&self, elapsed: Duration) {
-        self.0.get_or_init(Box::default).record(elapsed);
+    /// Counts an attempt that ended `now`, `took` after it was sent.
+    pub fn finished(&self, metrics: &Metrics, finished: &Finished, took: Duration, now: Instant) {
+        self.flow.finished(finished, took, now);
+        if !self.has_series(metrics) {
+            metrics.others.finished(finished, took, now);
+        }
     }
 
-    /// What was observed so far.
+    /// Counts an attempt that failed without a response.
+    pub fn unanswered(&self, metrics: &Metrics, took: Duration) {
+        self.flow.unanswered(took);
+        if !self.has_series(metrics) {
+            metrics.others.unanswered(took);
+        }
+    }
+
+    fn has_series(&self, metrics: &Metrics) -> bool {
+        self.seat.get_or_init(|| metrics.seats.take()).is_some()
+    }
+
+    /// Whether it is shown by itself: something was counted, and there was a place for its series.
     #[must_use]
-    pub fn quantiles(&self) -> Quantiles {
-        self.0.get().map_or_else(Quantiles::default, |latency| latency.quantiles())
+    pub fn is_shown(&self) -> bool {
+        self.seat.get().is_some_and(Option::is_some)
     }
 }
 

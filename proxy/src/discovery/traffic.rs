@@ -1,6 +1,7 @@
 //! What one Service (or directly dialled pod) has seen of this proxy's traffic.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -9,14 +10,17 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use http::StatusCode;
-use remora_core::latency::Latency;
+use parking_lot::Mutex;
 
-use crate::balance::{
-    affinity::Clients,
-    bulkhead::Bulkhead,
-    policy::{BudgetPolicy, Policy},
-    retry::Budget,
+use super::service::ServiceId;
+use crate::{
+    balance::{
+        affinity::Clients,
+        bulkhead::Bulkhead,
+        policy::{BudgetPolicy, Policy},
+        retry::Budget,
+    },
+    metrics::{connections::Connections, flow::Flow},
 };
 
 /// Counters, the retry budget, the round-robin cursor and whom clients had. Shared by all workers;
@@ -25,8 +29,10 @@ use crate::balance::{
 pub struct Traffic {
     /// HTTP requests, without retries.
     pub requests: AtomicU64,
-    /// HTTP responses given to clients, by class 1xx to 5xx.
-    pub responses: [AtomicU64; 5],
+    /// Those that ended.
+    pub flow: Flow,
+    /// Connections to its endpoints.
+    pub connections: Arc<Connections>,
     /// Attempts beyond the first.
     pub retries: AtomicU64,
     /// Requests that got an answer worth giving after a policy retry.
@@ -39,8 +45,6 @@ pub struct Traffic {
     pub retry_pushback: AtomicU64,
     /// Breakers opened.
     pub ejections: AtomicU64,
-    /// From the request's arrival to the end of the response.
-    pub latency: Latency,
     /// Place of the round-robin algorithm.
     pub cursor: AtomicUsize,
     /// Which endpoint each client had, for affinity by address.
@@ -54,13 +58,26 @@ pub struct Traffic {
 pub struct RouteTraffic {
     /// HTTP requests that took it.
     pub requests: AtomicU64,
+    /// Those that ended.
+    pub flow: Flow,
     /// Requests that were refused on purpose.
     pub aborted: AtomicU64,
     /// Requests that were held up on purpose.
     pub delayed: AtomicU64,
     /// Copies by what became of them, in the order of [`Mirrored::WORDS`].
     pub mirrored: [AtomicU64; Mirrored::WORDS.len()],
+    /// By the backends that it has or had lately.
+    backends: Mutex<BTreeMap<ServiceId, Arc<BackendTraffic>>>,
     budget: Purse,
+}
+
+/// What one backend of a route has seen by way of it.
+#[derive(Debug, Default)]
+pub struct BackendTraffic {
+    /// HTTP requests that fell to it, without retries.
+    pub requests: AtomicU64,
+    /// Those that ended.
+    pub flow: Flow,
 }
 
 /// What became of a copy of a request.
@@ -109,9 +126,11 @@ impl RouteTraffic {
     pub fn new(now: Instant) -> Self {
         Self {
             requests: AtomicU64::new(0),
+            flow: Flow::default(),
             aborted: AtomicU64::new(0),
             delayed: AtomicU64::new(0),
             mirrored: Default::default(),
+            backends: Mutex::default(),
             budget: Purse::new(now),
         }
     }
@@ -119,6 +138,32 @@ impl RouteTraffic {
     /// The retry budget of the route's requests.
     pub fn budget(&self, wanted: BudgetPolicy) -> Arc<Budget> {
         self.budget.get(wanted)
+    }
+
+    /// Since when there is something to count.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.budget.since
+    }
+
+    /// What a backend has seen. One that the route has no more is forgotten here.
+    pub(crate) fn backend(&self, id: &ServiceId) -> Arc<BackendTraffic> {
+        let mut backends = self.backends.lock();
+        backends.retain(|known, traffic| known == id || Arc::strong_count(traffic) > 1);
+        Arc::clone(backends.entry(id.clone()).or_default())
+    }
+
+    /// All backends that the route has.
+    #[must_use]
+    pub fn backends(&self) -> Vec<(ServiceId, Arc<BackendTraffic>)> {
+        let backends = self.backends.lock();
+        backends.iter().map(|(id, traffic)| (id.clone(), Arc::clone(traffic))).collect()
+    }
+
+    /// A tick ends.
+    pub fn rotate(&self, tick: u64) {
+        self.flow.rotate(tick);
+        self.backends().iter().for_each(|(_, traffic)| traffic.flow.rotate(tick));
     }
 
     /// Counts a copy.
@@ -133,14 +178,14 @@ impl Traffic {
     pub fn new(now: Instant) -> Self {
         Self {
             requests: AtomicU64::new(0),
-            responses: Default::default(),
+            flow: Flow::default(),
+            connections: Arc::default(),
             retries: AtomicU64::new(0),
             retries_succeeded: AtomicU64::new(0),
             retry_limit: AtomicU64::new(0),
             retry_budget: AtomicU64::new(0),
             retry_pushback: AtomicU64::new(0),
             ejections: AtomicU64::new(0),
-            latency: Latency::new(),
             cursor: AtomicUsize::new(0),
             clients: Clients::default(),
             budget: Purse::new(now),
@@ -148,15 +193,21 @@ impl Traffic {
         }
     }
 
-    /// Counts a response.
-    pub fn responded(&self, status: StatusCode) {
-        let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
-        self.responses[class].fetch_add(1, Ordering::Relaxed);
+    /// Since when there is something to count.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.budget.since
     }
 
     /// The retry budget; made anew when its policy changes.
     pub fn budget(&self, wanted: BudgetPolicy) -> Arc<Budget> {
         self.budget.get(wanted)
+    }
+
+    /// Retries that the budget in force has left; `None`: nothing was retried by policy yet.
+    #[must_use]
+    pub fn budget_left(&self, now: Instant) -> Option<u64> {
+        self.budget.budget.load().as_ref().map(|budget| budget.left(now))
     }
 
     /// The bulkheads; made anew when their policy changes, and then what is under way does not count

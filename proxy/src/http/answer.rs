@@ -63,12 +63,6 @@ pub fn grpc_status(fields: &impl Fields) -> Option<u32> {
     std::str::from_utf8(fields.get(&GRPC_STATUS)?).ok()?.parse().ok()
 }
 
-/// Whether a gRPC status blames the server: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS.
-#[must_use]
-pub fn blames_server(code: u32) -> bool {
-    matches!(code, 4 | 13 | 14 | 15)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

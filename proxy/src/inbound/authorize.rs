@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use remora_core::{settings::DefaultPolicy, spiffe::SpiffeId};
 
 use super::Arrival;
-use crate::{discovery::InboundPolicy, error::Error};
+use crate::{discovery::InboundPolicy, error::Error, metrics::inbound::Verdict};
 
 /// Who is calling.
 #[derive(Debug, Clone)]
@@ -25,18 +25,18 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Decides on a connection of bytes.
+/// Decides on a connection of bytes; gives what to count of one that may pass.
 pub(super) fn connection(
     policy: &InboundPolicy,
     arrival: &Arrival,
     trust_domain: Option<&str>,
-) -> Result<(), Error> {
+) -> Result<Verdict, Error> {
     if allows(policy.default, &arrival.caller, trust_domain) {
-        return Ok(());
+        return Ok(Verdict::Allowed);
     }
     if policy.default == DefaultPolicy::Audit {
         tracing::info!(port = arrival.port, caller = ?arrival.caller, "audit: would be denied");
-        return Ok(());
+        return Ok(Verdict::Audit);
     }
     Err(Error::Denied(format!(
         "default-inbound-policy {} does not let {} call port {}",
@@ -50,9 +50,10 @@ pub(super) fn request(
     arrival: &Arrival,
     path: &str,
     trust_domain: Option<&str>,
-) -> Result<(), Error> {
-    connection(policy, arrival, trust_domain)
-        .or_else(|denied| if policy.is_probe(arrival.port, path) { Ok(()) } else { Err(denied) })
+) -> Result<Verdict, Error> {
+    connection(policy, arrival, trust_domain).or_else(|denied| {
+        if policy.is_probe(arrival.port, path) { Ok(Verdict::Allowed) } else { Err(denied) }
+    })
 }
 
 fn allows(policy: DefaultPolicy, caller: &Caller, trust_domain: Option<&str>) -> bool {

@@ -10,13 +10,13 @@ use tokio::{
 
 use super::{
     CONNECT,
-    http::{Requests, Told},
+    http::{Requests, Told, promised},
 };
 use crate::{
     error::{Error, Sent},
     fields::FieldsMut,
     http::{
-        answer::{grpc_status, is_grpc},
+        answer::is_grpc,
         h1::{
             exchange::{self, Ending, NoAnswer, Patience},
             request::RequestHead,
@@ -26,7 +26,10 @@ use crate::{
             wire::Wire,
         },
     },
-    metrics::{Direction, Tls},
+    metrics::{
+        Direction, Tls,
+        flow::{End, Rpc},
+    },
     net::{connect::Reset, copy::Carried},
 };
 
@@ -154,26 +157,26 @@ impl Requests {
         let inbound = &self.inbound;
         // Callers believe what our headers say, so only this proxy may set them.
         head.fields.strip_ours();
-        let status = head.status;
-        let grpc = told.grpc.then(|| grpc_status(&head.fields)).flatten();
+        // Codes of calls come in trailers, and over HTTP/1 those are carried on unread.
+        let given = promised(head.status, Rpc::No, told.story);
         let sides = (&mut *client, &mut app);
         if head.leaves_http {
+            self.over(told, &given);
             let mut carried = Carried::default();
             let tunnel = exchange::tunnel(sides, (request, head), &mut carried, None);
             if let Err(error) = tunnel.await {
                 tracing::debug!(%error, "upgraded connection broke");
             }
             inbound.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
-            self.answered(told, status, grpc);
             return After::Break;
         }
         let (last, kept_for) = (inbound.drain.is_draining(), head.kept_for);
         let patience = Patience::default();
         match exchange::answer(sides, request, head, upload, patience, last).await {
             Ending::Complete { client, upstream } => {
-                self.answered(told, status, grpc);
+                let now = self.over(told, &given);
                 if upstream {
-                    inbound.idle.give_back(&self.arrival.app, app, kept_for, Instant::now());
+                    inbound.idle.give_back(&self.arrival.app, app, kept_for, now);
                 }
                 match client {
                     true => After::Next,
@@ -182,6 +185,7 @@ impl Requests {
                 }
             }
             Ending::ClientGone | Ending::Late { .. } => {
+                self.close(&given.ended(End::Cancelled), told.story.started);
                 app.reset();
                 After::Break
             }
@@ -189,7 +193,7 @@ impl Requests {
                 let (addr, detail) = (self.arrival.app, error.to_string());
                 let error = Error::UpstreamReset { addr, detail, sent: Sent::Yes };
                 if begun {
-                    self.failed_late(told, &error);
+                    self.failed_late(told, &given, &error);
                     return After::Break;
                 }
                 self.answer(client, request, upload, &error, told).await

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, Uri};
 use hyper::{
     body::{Body as _, Incoming},
     upgrade::OnUpgrade,
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     CONNECT,
-    http::{Requests, Told},
+    http::{Requests, Told, promised},
 };
 use crate::{
     error::{Error, Sent},
@@ -29,7 +29,10 @@ use crate::{
             upgrade,
         },
     },
-    metrics::{Direction, Tls},
+    metrics::{
+        Direction, Tls,
+        flow::{End as Ended, Finished as Given, Rpc},
+    },
     net::{
         admission::{STREAMS, Stream},
         copy::Carried,
@@ -54,7 +57,7 @@ pub(super) async fn handle(
         Err(failed) => failed,
     };
     if let Error::StreamReset { code, .. } = error {
-        requests.failed_late(head.told(), &error);
+        requests.reset(head.told(), &error);
         return Err(code.into());
     }
     Ok(requests.failed(head.told(), &error).map(ResponseBody::made))
@@ -73,16 +76,21 @@ async fn forward(
     };
     // Callers believe what our headers say, so only this proxy may set them.
     strip_ours(response.headers_mut());
-    let code = head.grpc.then(|| grpc_status(response.headers())).flatten();
+    let rpc = match head.grpc {
+        true => grpc_status(response.headers()).map_or(Rpc::Unsaid, Rpc::Said),
+        false => Rpc::No,
+    };
+    let given = promised(response.status(), rpc, &head.story);
     let from = Origin { grpc: head.grpc, proxy: false };
     let held = Box::new(Held {
         requests: Arc::clone(requests),
         head,
-        answered: (response.status(), code),
+        given,
         _connection: connection,
         _stream: stream,
     });
     if let Some(downstream) = downstream.filter(|_| response.status().is_success()) {
+        requests.over(held.head.told(), &given);
         let upstream = hyper::upgrade::on(&mut response);
         tunnel(requests, downstream, upstream, held);
         return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
@@ -128,27 +136,29 @@ impl Head {
 pub(super) struct Held {
     requests: Arc<Requests>,
     head: Head,
-    /// Status, and gRPC's where the head had it.
-    answered: (StatusCode, Option<u32>),
+    /// What is counted where the response ends well.
+    given: Given,
     _connection: Connection,
     /// Its place among the process's streams.
     _stream: Stream,
 }
 
 impl OnEnd for Box<Held> {
-    fn on_end(self, end: End<'_>) {
-        let Held { requests, head, answered: (status, code), .. } = &*self;
+    fn on_end(mut self, end: End<'_>) {
+        if let (Rpc::Unsaid, End::Complete(Some(trailers))) = (self.given.rpc, &end) {
+            self.given.rpc = grpc_status(*trailers).map_or(Rpc::Unsaid, Rpc::Said);
+        }
+        let Held { requests, head, given, .. } = &*self;
         match end {
-            End::Complete(trailers) => {
-                let late = || trailers.filter(|_| head.grpc).and_then(grpc_status);
-                requests.answered(head.told(), *status, code.or_else(late));
-            }
+            End::Complete(_) => drop(requests.over(head.told(), given)),
             End::Broken(error @ BodyError::Upstream(_)) => {
                 let (addr, detail) = (requests.arrival.app, error.to_string());
                 let error = Error::UpstreamReset { addr, detail, sent: Sent::Yes };
-                requests.record(head.told(), Err(&error));
+                requests.failed_late(head.told(), given, &error);
             }
-            End::Broken(_) | End::Dropped => {}
+            End::Broken(_) | End::Dropped => {
+                requests.close(&given.ended(Ended::Cancelled), head.story.started);
+            }
         }
     }
 }

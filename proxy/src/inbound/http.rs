@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
+use remora_core::spiffe::SpiffeId;
 use tokio::time::Instant;
 
 use super::{Arrival, Inbound, authorize};
@@ -12,7 +13,11 @@ use crate::{
     error::Error,
     fields::Fields,
     http::answer,
-    metrics::{Direction, Tls},
+    metrics::{
+        Direction, Tls,
+        flow::{End, Finished as Given, Rpc},
+        inbound::{Counted, Verdict},
+    },
     sight::{
         DECISION_ID_NAME,
         id::DecisionId,
@@ -29,13 +34,16 @@ pub struct Requests {
     /// The caller's identity as a header value, made once.
     pub(super) client_id: Option<HeaderValue>,
     trust_domain: Option<Arc<str>>,
+    counted: Counted,
 }
 
 impl Requests {
     pub(super) fn new(inbound: Arc<Inbound>, arrival: Arrival) -> Self {
         let client_id = arrival.identity().and_then(|id| HeaderValue::from_str(id.as_str()).ok());
         let trust_domain = inbound.trust_domain();
-        Self { inbound, arrival, client_id, trust_domain }
+        let port = inbound.metrics.inbound.port(arrival.port, Instant::now().into_std());
+        let caller = port.caller(arrival.identity().map(SpiffeId::as_str));
+        Self { inbound, arrival, client_id, trust_domain, counted: Counted { port, caller } }
     }
 
     /// Begins the story of a request whose fields are as they came. What a proxy of ours says it is
@@ -51,37 +59,60 @@ impl Requests {
 
     /// Counts a request and asks policy for it.
     pub(super) fn admit(&self, path: &str) -> Result<(), Error> {
-        let Self { inbound, arrival, .. } = self;
-        inbound.metrics.inbound_request(arrival.tls);
+        let Self { inbound, arrival, counted, .. } = self;
         let policy = inbound.discovery.inbound_policy();
-        authorize::request(&policy, arrival, path, self.trust_domain.as_deref())
+        let verdict = authorize::request(&policy, arrival, path, self.trust_domain.as_deref());
+        counted.arrived(arrival.tls, *verdict.as_ref().unwrap_or(&Verdict::Denied));
+        verdict.map(drop)
+    }
+
+    /// A request has ended now.
+    pub(super) fn close(&self, given: &Given, started: Instant) -> Instant {
+        let now = Instant::now();
+        self.counted.finished(given, now - started, now.into_std());
+        now
     }
 
     /// Counts and records a request that the proxy answers itself, and makes the answer.
     pub(super) fn failed(&self, told: Told<'_>, error: &Error) -> Response<Bytes> {
-        let id = self.failed_late(told, error);
+        let id = self.broke(told, error);
         let mut response = answer::error(error, told.grpc);
         id.write(response.headers_mut());
+        let rpc = if told.grpc { Rpc::Said(error.grpc_status()) } else { Rpc::No };
+        let given = promised(response.status(), rpc, told.story);
+        self.close(&given.ended(End::Made), told.story.started);
         response
     }
 
     /// The same where the client has the beginning of a response already.
-    pub(super) fn failed_late(&self, told: Told<'_>, error: &Error) -> DecisionId {
+    pub(super) fn failed_late(&self, told: Told<'_>, given: &Given, error: &Error) {
+        self.broke(told, error);
+        self.close(&given.ended(End::Broken), told.story.started);
+    }
+
+    /// The same where the client's stream is reset.
+    pub(super) fn reset(&self, told: Told<'_>, error: &Error) {
+        self.broke(told, error);
+        self.counted.unanswered(told.story.started.elapsed());
+    }
+
+    fn broke(&self, told: Told<'_>, error: &Error) -> DecisionId {
         self.inbound.metrics.error(Direction::Inbound, error.reason());
         tracing::debug!(%error, "request failed");
         self.record(told, Err(error))
     }
 
-    /// Records a request that the application answered, if somebody wants to know of it.
-    pub(super) fn answered(&self, told: Told<'_>, status: StatusCode, grpc: Option<u32>) {
-        let failure = status.is_server_error() || grpc.is_some_and(answer::blames_server);
-        if failure || self.inbound.sight.wants(told.story.explained.is_some()) {
-            self.record(told, Ok(Answered { status, grpc, failure }));
+    /// Counts a request that the application answered to the end, and records it if somebody wants to
+    /// know of it.
+    pub(super) fn over(&self, told: Told<'_>, given: &Given) -> Instant {
+        let now = self.close(given, told.story.started);
+        if given.failed() || self.inbound.sight.wants(told.story.explained.is_some()) {
+            self.record(told, Ok(Answered::of(given)));
         }
+        now
     }
 
-    /// Records a request.
-    pub(super) fn record(&self, told: Told<'_>, result: Result<Answered, &Error>) -> DecisionId {
+    fn record(&self, told: Told<'_>, result: Result<Answered, &Error>) -> DecisionId {
         let Self { inbound, arrival, .. } = self;
         let policy = inbound.discovery.inbound_policy();
         let finished = Finished {
@@ -103,6 +134,11 @@ impl Requests {
         inbound.sight.finished(id, &finished);
         id
     }
+}
+
+/// What a head says of how its request ends, where it ends well.
+pub(super) fn promised(status: StatusCode, rpc: Rpc, story: &Story) -> Given {
+    Given { status, rpc, end: End::Whole, trace: story.sampled() }
 }
 
 /// A request, as far as its record is concerned.

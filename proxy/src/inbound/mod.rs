@@ -19,14 +19,14 @@ use remora_core::{drain, settings::HeaderSize, spiffe::SpiffeId};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
     discovery::{Discovery, InboundPolicy, Protocol},
     error::Error,
     http::{MAX_ADDED, Version, h1 as http1, h2 as http2, told},
-    metrics::{Direction, Metrics, Tls},
+    metrics::{Direction, Metrics, Tls, inbound::Verdict},
     net::{
         admission::{Admission, Admitted},
         connect::{Connector, Reset},
@@ -108,7 +108,7 @@ impl Inbound {
     }
 
     /// Closes pooled connections that were idle too long; called now and then.
-    pub fn sweep(&self, now: tokio::time::Instant) {
+    pub fn sweep(&self, now: Instant) {
         self.idle.sweep(now);
         self.shared.sweep();
     }
@@ -332,7 +332,10 @@ impl Inbound {
     /// Connects to the application, if policy lets the caller.
     async fn allowed(&self, arrival: &Arrival, policy: &InboundPolicy) -> Result<TcpStream, Error> {
         let trust_domain = self.trust_domain();
-        authorize::connection(policy, arrival, trust_domain.as_deref())?;
+        let verdict = authorize::connection(policy, arrival, trust_domain.as_deref());
+        let port = self.metrics.inbound.port(arrival.port, Instant::now().into_std());
+        port.decided(*verdict.as_ref().unwrap_or(&Verdict::Denied));
+        verdict?;
         self.connector.connect(arrival.app, CONNECT).await
     }
 

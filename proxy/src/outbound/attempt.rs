@@ -13,7 +13,7 @@ use http::{HeaderValue, Method};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Outbound, Snapshot, Upstream,
+    Outbound, Snapshot, Upstream, books,
     call::{Answer, Bounds, Call, Deadline, NoAnswer, Via},
     places::{NoPlace, Places},
     snapshot::Mark,
@@ -126,7 +126,7 @@ impl<'a> Exchange<'a> {
         story: &mut Story,
     ) -> Result<Taken<C::Answer>, NoAnswer> {
         let traffic = self.upstream.traffic();
-        traffic.requests.fetch_add(1, Ordering::Relaxed);
+        self.books().open();
         if let Some(budget) = self.snapshot.budget(self.upstream) {
             budget.deposit(self.started.into_std());
         }
@@ -164,6 +164,9 @@ impl<'a> Exchange<'a> {
                 Ok(Answered { answer, mut guard, .. }) => {
                     let outcome = verdict::outcome(&answer, facts.grpc).unwrap_or(Outcome::Success);
                     self.report(&mut guard, answer.sent_at(), outcome);
+                    let rpc = books::rpc(&answer, facts.grpc);
+                    let given = books::promised(answer.status(), rpc, None);
+                    self.outbound.tried(guard.endpoint(), &given, answer.sent_at());
                     tried.push(Arc::clone(guard.endpoint()));
                     call.give_up(guard.endpoint(), answer);
                 }
@@ -236,12 +239,14 @@ impl<'a> Exchange<'a> {
         let began = Instant::now();
         let other = choice.other.map(|other| self.snapshot.endpoints[other].addr);
         let send = Sending { endpoint: Arc::clone(guard.endpoint()), choice, other, began };
-        let bounds = self.bounds(sends, began);
-        let via = Via { places, snapshot: &self.snapshot, bounds, explained };
+        let (snapshot, bounds) = (&self.snapshot, self.bounds(sends, began));
+        let via =
+            Via { places, snapshot, bounds, explained, connections: self.upstream.connections() };
         match call.send(&send.endpoint, via).await {
             Ok(answer) => Ok(Answered { answer, guard, send }),
             Err(why) => {
                 self.report(&mut guard, began, why.outcome());
+                self.outbound.unanswered(&send.endpoint, &why, began);
                 Err(Unanswered { why, send: Some(send) })
             }
         }
@@ -354,7 +359,7 @@ impl<'a> Exchange<'a> {
         let policy = &self.snapshot.policy;
         let rng = &mut self.outbound.rng.lock();
         let ejection = guard.report(now.into_std(), now - sent_at, outcome, policy, rng);
-        self.upstream.ejected(guard.endpoint(), ejection);
+        self.outbound.ejected(self.upstream, guard.endpoint(), ejection);
     }
 
     /// Says what a response's head says of its endpoint. A failure is one for good; a success is yet to
@@ -368,7 +373,9 @@ impl<'a> Exchange<'a> {
         match outcome {
             Some(Outcome::Success) | None => {
                 let now = Instant::now();
-                guard.promise(now.into_std(), now - sent_at, &self.snapshot.policy);
+                if guard.promise(now.into_std(), now - sent_at, &self.snapshot.policy) {
+                    self.outbound.recovered(self.upstream, guard.endpoint());
+                }
             }
             Some(outcome) => self.report(guard, sent_at, outcome),
         }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Snapshot, places::Places, verdict};
 use crate::{
     balance::stats::Outcome, discovery::Endpoint, error::Error, fields::Fields,
-    sight::id::DecisionId,
+    metrics::connections::Connections, sight::id::DecisionId,
 };
 
 /// A request that can be sent, more than once if need be.
@@ -103,6 +103,8 @@ pub(super) struct Via<'a> {
     pub(super) bounds: Bounds,
     /// Under which id the other side is to record it.
     pub(super) explained: Option<DecisionId>,
+    /// Where connections that are opened for it are counted.
+    pub(super) connections: &'a Arc<Connections>,
 }
 
 /// Bounds of one send, and which one it is.

@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::client::TlsStream;
 
@@ -21,8 +21,11 @@ use crate::{
     balance::{EndpointStats, bulkhead::Berth},
     discovery::Endpoint,
     error::Error,
-    metrics::{Direction, OpenConnection, Tls},
-    net::connect::Reset,
+    metrics::{
+        Direction, Metrics, OpenConnection, Tls,
+        connections::{Connections, Open},
+    },
+    net::{connect::Reset, copy::Carried},
     tls::{self, Alpn},
 };
 
@@ -56,6 +59,8 @@ impl AsRef<EndpointStats> for Endpoint {
 pub(super) struct Connected {
     io: Io,
     _open: OpenConnection,
+    /// The same for its Service.
+    of: Open,
     /// Its place in the Service's bulkhead.
     _berth: Option<Berth>,
 }
@@ -73,17 +78,18 @@ impl Outbound {
         &self,
         endpoint: &Endpoint,
         alpn: Alpn,
-        (places, snapshot): (&Places, &Snapshot),
+        (places, snapshot, connections): (&Places, &Snapshot, &Arc<Connections>),
         bound: Duration,
     ) -> Result<Connected, Error> {
         let addr = endpoint.addr;
         let _berth = self.berth(places, snapshot, bound).await?;
+        endpoint.stats.dialled(Instant::now().into_std());
         // The pod's own application (its Service chose this very pod) is on the loopback path.
         let outside = |_: &&_| !self.pod_ips.contains(&addr.ip());
         let Some(peer) = endpoint.identity.as_ref().filter(outside) else {
             let io = Io::Plain(self.connector.connect(addr, bound).await?);
             let _open = self.metrics.connection(Direction::Outbound, Tls::None);
-            return Ok(Connected { io, _open, _berth });
+            return Ok(Connected { io, _open, of: connections.open(Tls::None), _berth });
         };
         let material = match self.identity.current() {
             Some(material) => material,
@@ -102,7 +108,16 @@ impl Outbound {
             .await
             .map_err(|_| Error::ConnectTimeout { addr, after: bound })??;
         let _open = self.metrics.connection(Direction::Outbound, Tls::Mutual);
-        Ok(Connected { io: Io::Mutual(Box::new(io)), _open, _berth })
+        let of = connections.open(Tls::Mutual);
+        Ok(Connected { io: Io::Mutual(Box::new(io)), _open, of, _berth })
+    }
+}
+
+impl Connected {
+    /// Counts the bytes of a connection that carried nothing else.
+    pub(super) fn carried(&self, metrics: &Metrics, carried: &Carried) {
+        metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+        self.of.carried(carried.a_to_b, carried.b_to_a);
     }
 }
 

@@ -2,10 +2,16 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use http::StatusCode;
 use tokio::time::Instant;
 
-use super::{Outbound, Snapshot, Upstream, call::Deadline, h2::Head, record::Told, verdict};
+use super::{
+    Outbound, Snapshot, Upstream,
+    books::{self, Books},
+    call::Deadline,
+    h2::Head,
+    record::Told,
+    verdict,
+};
 use crate::{
     balance::{
         bulkhead::Permit,
@@ -21,6 +27,7 @@ use crate::{
             replay::BodyError,
         },
     },
+    metrics::flow::{End as Ended, Finished, Rpc},
     net::admission::Stream,
 };
 
@@ -32,8 +39,9 @@ pub(super) struct Done {
     pub(super) request: Head,
     /// Where it came from.
     pub(super) client: IpAddr,
-    /// Status, gRPC's too where the head had it, and whether that is a failure.
-    pub(super) answered: (StatusCode, Option<u32>, bool),
+    /// What is counted where the response ends well.
+    pub(super) given: Finished,
+    pub(super) sent_at: Instant,
     /// What held for it.
     pub(super) snapshot: Snapshot,
     /// Held so that the connection lives as long as its stream.
@@ -55,22 +63,16 @@ impl OnEnd for Box<Done> {
     fn on_end(mut self, end: End<'_>) {
         let now = Instant::now();
         let endpoint = Arc::clone(self.guard.endpoint());
-        let started = self.request.story.started;
         match end {
             End::Complete(trailers) => {
-                let code = trailers.filter(|_| self.undecided).and_then(|trailers| {
-                    let code = grpc_status(trailers)?;
-                    Some((code, verdict::grpc_outcome(code, trailers)))
-                });
-                let outcome = code.map_or(Outcome::Success, |(_, outcome)| outcome);
-                self.report(now, outcome);
-                endpoint.latency.record(now - started);
-                self.upstream.traffic().latency.record(now - started);
-                let (status, grpc, failure) = self.answered;
-                let failure = failure || matches!(outcome, Outcome::Failure(_));
-                let status = (status, grpc.or(code.map(|(code, _)| code)));
-                let of = (&*self.upstream, &self.snapshot);
-                self.outbound.answered(of, self.told(), status, failure);
+                let code = trailers.and_then(|trailers| Some((grpc_status(trailers)?, trailers)));
+                let decided = code.filter(|_| self.undecided);
+                let outcome = decided.map(|(code, trailers)| verdict::grpc_outcome(code, trailers));
+                self.report(now, outcome.unwrap_or(Outcome::Success));
+                if let (Rpc::Unsaid, Some((code, _))) = (self.given.rpc, code) {
+                    self.given.rpc = Rpc::Said(code);
+                }
+                self.over(now, &self.given);
             }
             End::Broken(error) => {
                 let outcome = match error {
@@ -83,12 +85,13 @@ impl OnEnd for Box<Done> {
                     _ => Outcome::Failure(FailureKind::Transport),
                 };
                 self.report(now, outcome);
+                self.close(now, &self.given.ended(books::broken(outcome)));
                 if let Some(error) = self.broken(&endpoint, error) {
                     let of = (&*self.upstream, Some(&self.snapshot));
                     self.outbound.record(of, self.told(), Err(&error));
                 }
             }
-            End::Dropped => {}
+            End::Dropped => self.close(now, &self.given.ended(Ended::Cancelled)),
         }
     }
 }
@@ -103,7 +106,22 @@ impl Done {
         let rng = &mut self.outbound.rng.lock();
         let ejection =
             self.guard.report(now.into_std(), self.rtt, outcome, &self.snapshot.policy, rng);
-        self.upstream.ejected(self.guard.endpoint(), ejection);
+        self.outbound.ejected(&self.upstream, self.guard.endpoint(), ejection);
+    }
+
+    /// Counts the request's end.
+    fn close(&self, now: Instant, finished: &Finished) {
+        let books = Books { upstream: &self.upstream, by: &self.snapshot.by };
+        books.close(finished, self.request.story.started, now);
+        let (metrics, took) = (&self.outbound.metrics, now - self.sent_at);
+        self.guard.endpoint().finished(metrics, finished, took, now.into_std());
+    }
+
+    /// The same for one with a whole response, which may be recorded.
+    pub(super) fn over(&self, now: Instant, given: &Finished) {
+        self.close(now, given);
+        let of = (&*self.upstream, &self.snapshot);
+        self.outbound.answered(of, self.told(), given);
     }
 
     /// Why the response broke off, where that was not the client's doing.

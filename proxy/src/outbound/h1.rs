@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
+    books,
     call::{Answer, Bounds, Call, NoAnswer, Via},
     dial::{Connected, Key},
     http::Requests,
@@ -29,7 +30,7 @@ use crate::{
     error::{Error, Sent},
     fields::{Fields, FieldsMut},
     http::{
-        answer::{grpc_status, is_grpc},
+        answer::is_grpc,
         h1::{
             exchange::{self, Ending, Late, Patience},
             request::RequestHead,
@@ -39,7 +40,10 @@ use crate::{
             wire::Wire,
         },
     },
-    metrics::Direction,
+    metrics::{
+        Direction,
+        flow::{End, Finished},
+    },
     net::{connect::Reset, copy::Carried},
     sight::{DECISION_ID_NAME, id::DecisionId, story::Story},
     tls::Alpn,
@@ -48,7 +52,6 @@ use crate::{
 /// The request and the client's side of it.
 struct H1Call<'a, C> {
     outbound: &'a Arc<Outbound>,
-    upstream: &'a Upstream,
     client: &'a mut Wire<C>,
     request: &'a RequestHead,
     upload: Transfer,
@@ -90,14 +93,8 @@ impl Handler<TcpStream> for Requests {
         let from = (self.client, story.started);
         let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
         let facts = Facts { method: &request.method, grpc, head: &request };
-        let mut call = H1Call {
-            outbound: &self.outbound,
-            upstream: &upstream,
-            client,
-            request: &request,
-            upload,
-            changes: None,
-        };
+        let mut call =
+            H1Call { outbound: &self.outbound, client, request: &request, upload, changes: None };
         match exchange.run(&mut call, facts, &mut story).await {
             Ok(taken) => call.finish(&exchange, taken, facts, story).await,
             Err(why) => call.give(&exchange, why, facts, &story).await,
@@ -139,7 +136,6 @@ impl Requests {
         let facts = Facts { method: &request.method, grpc: arrived.grpc, head: &request };
         let mut call = H1Call {
             outbound: &self.outbound,
-            upstream,
             client,
             request: &request,
             upload,
@@ -177,7 +173,6 @@ async fn send_copy(
     let upload = exchange::upload(&request);
     let mut call = H1Call {
         outbound: &outbound,
-        upstream: &upstream,
         client: &mut client,
         request: &request,
         upload,
@@ -278,7 +273,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
     /// Boxed, since the future is large and rarely needed.
     async fn dial(&self, endpoint: &Endpoint, via: Via<'_>) -> Result<Connected, NoAnswer> {
         let within = via.bounds.connect_within(Instant::now());
-        let places = (via.places, via.snapshot);
+        let places = (via.places, via.snapshot, via.connections);
         let dial = Box::pin(self.outbound.dial(endpoint, Alpn::H1, places, within));
         dial.await.map_err(|error| via.bounds.dial_failed(Instant::now(), error))
     }
@@ -294,12 +289,10 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         // The permit lives to the end of this function.
         let Taken { answer, mut guard, places, permit: _permit, mark } = taken;
         let outcome = verdict::outcome(&answer, facts.grpc);
-        let failure = matches!(outcome, Some(Outcome::Failure(_)));
-        let grpc = facts.grpc.then(|| grpc_status(answer.fields())).flatten();
+        let rpc = books::h1_rpc(&answer, facts.grpc);
+        let given = books::promised(answer.status(), rpc, story.sampled());
         let H1Answer { mut wire, mut head, bounds, sent_at, .. } = answer;
-        let status = head.status;
-        self.upstream.traffic().responded(head.status);
-        if failure {
+        if given.failed() {
             self.outbound.name(&mut story, (guard.endpoint(), &head.fields));
         }
         self.edit(&mut head, guard.endpoint(), (mark, story.explained));
@@ -308,13 +301,13 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         let sides = (&mut *self.client, &mut wire);
         if head.leaves_http {
             exchange.report(&mut guard, sent_at, Outcome::Success);
+            exchange.over((facts, &story), (&guard, sent_at), &given);
             let mut carried = Carried::default();
             let what = (self.request, head);
             if let Err(broken) = exchange::tunnel(sides, what, &mut carried, bounds.idle).await {
                 outbound.cut(&broken);
             }
             outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
-            exchange.answered(facts, &story, (status, grpc), failure);
             return After::Break;
         }
         let (last, kept_for) = (outbound.drain.is_draining(), head.kept_for);
@@ -324,13 +317,10 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         match exchange::answer(sides, request, head, upload, bounds.into(), last).await {
             Ending::Complete { client, upstream: reusable } => {
                 exchange.report(&mut guard, sent_at, Outcome::Success);
-                let now = Instant::now();
-                let endpoint = guard.endpoint();
-                endpoint.latency.record(now - exchange.started);
-                self.upstream.traffic().latency.record(now - exchange.started);
-                exchange.answered(facts, &story, (status, grpc), failure);
+                let now = exchange.over((facts, &story), (&guard, sent_at), &given);
                 if reusable && !places.starved() {
-                    outbound.idle.give_back(&Key(Arc::clone(endpoint)), wire, kept_for, now);
+                    let key = Key(Arc::clone(guard.endpoint()));
+                    outbound.idle.give_back(&key, wire, kept_for, now);
                 }
                 match client {
                     true => After::Next,
@@ -340,6 +330,7 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
             }
             Ending::ClientGone => {
                 wire.reset();
+                exchange.close(&guard, sent_at, &given.ended(End::Cancelled));
                 After::Break
             }
             Ending::Broken { error, begun } => {
@@ -349,12 +340,18 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
                     sent: Sent::Yes,
                 };
                 exchange.report(&mut guard, sent_at, verdict::failure(&error));
+                let given = given.ended(End::Broken);
+                outbound.tried(guard.endpoint(), &given, sent_at);
+                let begun = begun.then_some(&given);
                 self.broke_off(exchange, (facts, &story), error, begun).await
             }
             Ending::Late { late, begun } => {
                 wire.reset();
                 let why = too_late(late, bounds);
                 exchange.report(&mut guard, sent_at, why.outcome());
+                let given = given.ended(books::broken(why.outcome()));
+                outbound.tried(guard.endpoint(), &given, sent_at);
+                let begun = begun.then_some(&given);
                 let Some(error) = why.into_error() else { return After::Break };
                 self.broke_off(exchange, (facts, &story), error, begun).await
             }
@@ -384,16 +381,16 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
         }
     }
 
-    /// A response that was promised did not come to its end.
+    /// A response that was promised did not come to its end; `begun`: the client has a part of it.
     async fn broke_off(
         self,
         exchange: &Exchange<'_>,
         (facts, story): (Facts<'_>, &Story),
         error: Error,
-        begun: bool,
+        begun: Option<&Finished>,
     ) -> After {
-        if begun {
-            exchange.broke_off(facts, story, &error);
+        if let Some(given) = begun {
+            exchange.broke_off((facts, story), given, &error);
             return After::Break;
         }
         self.give(exchange, error.into(), facts, story).await

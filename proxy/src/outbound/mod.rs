@@ -4,6 +4,7 @@
 //! bytes) → [`http`]: per request pick, send, classify, retry; [`tcp`]: per connection.
 
 mod attempt;
+mod books;
 mod call;
 pub mod deadline;
 mod dial;
@@ -25,10 +26,7 @@ mod verdict;
 use std::{
     collections::HashSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -41,18 +39,17 @@ use self::snapshot::{By, Snapshot};
 use crate::{
     balance::{
         affinity,
-        breaker::Ejection,
         pick::{NoEndpoint, Wish},
         policy::{Affinity, Algorithm},
     },
     discovery::{
-        Discovery, DiscoveryError, Endpoint, PodTarget, Protocol, Resolution, Service, Target,
+        Discovery, DiscoveryError, PodTarget, Protocol, Resolution, Service, Target,
         traffic::Traffic,
     },
     error::{Error, Reason},
     fields::Fields,
     http::{Version, h1 as http1, h2 as http2, told},
-    metrics::{Direction, Metrics, Tls},
+    metrics::{Direction, Metrics, Tls, connections::Connections},
     net::{
         admission::{Admission, Admitted},
         client_hello::ClientHello,
@@ -395,6 +392,10 @@ impl Upstream {
         }
     }
 
+    fn connections(&self) -> &Arc<Connections> {
+        &self.traffic().connections
+    }
+
     fn cursor(&self) -> &AtomicUsize {
         &self.traffic().cursor
     }
@@ -433,20 +434,5 @@ impl Upstream {
                 Error::NoEndpoints { service: self.name() }
             }
         }
-    }
-
-    /// Counts and tells an ejection, where there was one.
-    fn ejected(&self, endpoint: &Endpoint, ejection: Option<Ejection>) {
-        let Some(Ejection { reason, penalty, again }) = ejection else { return };
-        self.traffic().ejections.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(
-            service = %self.name(),
-            endpoint = %endpoint.addr,
-            pod = %endpoint.pod,
-            reason = reason.as_str(),
-            ?penalty,
-            again,
-            "endpoint ejected"
-        );
     }
 }

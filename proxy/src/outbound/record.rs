@@ -4,21 +4,23 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::Response;
 use tokio::time::Instant;
 
 use super::{
     Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts},
+    books::{self, Books},
     http::Requests,
     snapshot::By,
 };
 use crate::{
+    balance::stats::InFlight,
     discovery::Endpoint,
     error::Error,
     fields::Fields,
     http::answer,
-    metrics::Direction,
+    metrics::{Direction, flow::Finished as Given},
     sight::{
         DECISION_ID_NAME,
         id::DecisionId,
@@ -50,7 +52,9 @@ impl Outbound {
         let id = self.record((upstream, snapshot), told, Err(error));
         let mut response = answer::error(error, told.grpc);
         id.write(response.headers_mut());
-        upstream.traffic().responded(response.status());
+        let made = books::made(response.status(), error, told.grpc);
+        let by = snapshot.map_or(&By::Dialled, |snapshot| &snapshot.by);
+        Books { upstream, by }.close(&made, told.story.started, Instant::now());
         response
     }
 
@@ -70,12 +74,10 @@ impl Outbound {
         &self,
         (upstream, snapshot): (&Upstream, &Snapshot),
         told: Told<'_>,
-        (status, grpc): (StatusCode, Option<u32>),
-        failure: bool,
+        given: &Given,
     ) {
-        if failure || self.sight.wants(told.story.explained.is_some()) {
-            let result = Ok(Answered { status, grpc, failure });
-            self.record((upstream, Some(snapshot)), told, result);
+        if given.failed() || self.sight.wants(told.story.explained.is_some()) {
+            self.record((upstream, Some(snapshot)), told, Ok(Answered::of(given)));
         }
     }
 
@@ -94,7 +96,7 @@ impl Outbound {
             budget_left: snapshot.budget(upstream).map(|budget| budget.left(now.into_std())),
         });
         let (route, parent) = match snapshot.map(|snapshot| &snapshot.by) {
-            Some(By::Route { route, condition, parent }) => {
+            Some(By::Route { route, condition, parent, .. }) => {
                 (Some((&*route.name, route.why(*condition).into())), &**parent)
             }
             _ => (None, upstream),
@@ -133,22 +135,37 @@ impl Exchange<'_> {
     }
 
     /// The same where the client has the beginning of a response already.
-    pub(super) fn broke_off(&self, facts: Facts<'_>, story: &Story, error: &Error) {
+    pub(super) fn broke_off(
+        &self,
+        (facts, story): (Facts<'_>, &Story),
+        given: &Given,
+        error: &Error,
+    ) {
         self.outbound.error(error.reason());
+        self.books().close(given, self.started, Instant::now());
         let of = (&**self.upstream, Some(&self.snapshot));
         self.outbound.record(of, self.told(facts, story), Err(error));
     }
 
-    /// See [`Outbound::answered`].
-    pub(super) fn answered(
+    /// The same where the client's stream is reset.
+    pub(super) fn reset(&self, facts: Facts<'_>, story: &Story, error: &Error) {
+        self.outbound.error(error.reason());
+        self.books().close_unanswered(self.started.elapsed());
+        let of = (&**self.upstream, Some(&self.snapshot));
+        self.outbound.record(of, self.told(facts, story), Err(error));
+    }
+
+    /// The request, and the attempt that was sent then, have ended now with a whole response.
+    pub(super) fn over(
         &self,
-        facts: Facts<'_>,
-        story: &Story,
-        status: (StatusCode, Option<u32>),
-        failure: bool,
-    ) {
+        (facts, story): (Facts<'_>, &Story),
+        (guard, sent_at): (&InFlight<Endpoint>, Instant),
+        given: &Given,
+    ) -> Instant {
+        let now = self.close(guard, sent_at, given);
         let of = (&**self.upstream, &self.snapshot);
-        self.outbound.answered(of, self.told(facts, story), status, failure);
+        self.outbound.answered(of, self.told(facts, story), given);
+        now
     }
 }
 

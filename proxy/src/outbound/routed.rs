@@ -14,7 +14,12 @@ use remora_core::names::headers::FAULT;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Outbound, Snapshot, Upstream, http::Requests, mirror::Copied, record::Told, snapshot::By,
+    Outbound, Snapshot, Upstream,
+    books::{self, Books},
+    http::Requests,
+    mirror::Copied,
+    record::Told,
+    snapshot::By,
 };
 use crate::{
     balance::{affinity, policy::Affinity, token::Token},
@@ -22,6 +27,7 @@ use crate::{
     error::Error,
     fields::{Fields, FieldsMut},
     http::answer,
+    metrics::flow::Rpc,
     route::{
         self, Filter, Message, Route,
         backend::{Backend, Backends, NoBackend, Weighted},
@@ -100,7 +106,7 @@ impl Changes {
 
     fn by(&self, parent: &Arc<Upstream>) -> By {
         let (route, parent) = (Arc::clone(&self.route), Arc::clone(parent));
-        By::Route { route, condition: self.condition, parent }
+        By::Route { route, condition: self.condition, backend: self.backend, parent }
     }
 
     /// The route that was taken.
@@ -146,8 +152,6 @@ impl Requests {
         let steps = self.steps(upstream, found, request, &mut changes, (arrived, story.started));
         match steps.await {
             Ok(Course::Answer(mut response)) => {
-                upstream.traffic().requests.fetch_add(1, Ordering::Relaxed);
-                upstream.traffic().responded(response.status());
                 let told = Told { head: request, grpc, client: self.client, story };
                 self.answered_by_route(upstream, told, &mut response, &changes);
                 Course::Answer(response)
@@ -275,8 +279,9 @@ impl Requests {
         error: &Error,
         changes: Option<&Changes>,
     ) -> Response<Bytes> {
-        upstream.traffic().requests.fetch_add(1, Ordering::Relaxed);
         let snapshot = changes.map(|changes| changes.snapshot(upstream));
+        let by = snapshot.as_ref().map_or(&By::Dialled, |snapshot| &snapshot.by);
+        Books { upstream, by }.open();
         let mut response = self.outbound.failed((upstream, snapshot.as_ref()), told, error);
         if let Some(changes) = changes {
             changes.apply(response.headers_mut());
@@ -284,7 +289,7 @@ impl Requests {
         response
     }
 
-    /// Records a request that its route answered, on purpose.
+    /// Counts a request that its route answered on purpose, and records it if somebody wants to know.
     fn answered_by_route(
         &self,
         upstream: &Arc<Upstream>,
@@ -295,10 +300,15 @@ impl Requests {
         if let Some(id) = told.story.explained {
             id.write(response.headers_mut());
         }
-        let (snapshot, status) = (changes.snapshot(upstream), response.status());
-        let grpc = answer::grpc_status(response.headers());
-        let failure = response.headers().contains_key(FAULT);
-        self.outbound.answered((upstream, &snapshot), told, (status, grpc), failure);
+        // Counted for the Service that was called, whichever backend would have been.
+        let changes = Changes { backend: None, ..changes.clone() };
+        let snapshot = changes.snapshot(upstream);
+        let code = answer::grpc_status(response.headers()).filter(|_| told.grpc);
+        let given = books::promised(response.status(), code.map_or(Rpc::No, Rpc::Said), None);
+        let books = Books { upstream, by: &snapshot.by };
+        books.open();
+        books.close(&given, told.story.started, Instant::now());
+        self.outbound.answered((upstream, &snapshot), told, &given);
     }
 }
 

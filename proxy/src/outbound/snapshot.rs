@@ -13,7 +13,10 @@ use crate::{
     },
     discovery::Endpoint,
     fields::FieldsMut,
-    route::Route,
+    route::{
+        Route,
+        backend::{Backend, Backends},
+    },
 };
 
 /// All decisions of one attempt are made on the same one.
@@ -26,7 +29,7 @@ pub(crate) struct Snapshot {
 }
 
 /// By what a request came to its upstream.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum By {
     /// It was dialled, and has no routes.
     Dialled,
@@ -35,6 +38,8 @@ pub(super) enum By {
         route: Arc<Route>,
         /// Which of the route's conditions it met.
         condition: usize,
+        /// Which of its backends was chosen, if it has any.
+        backend: Option<usize>,
         /// Whose route it is.
         parent: Arc<Upstream>,
     },
@@ -75,6 +80,19 @@ impl Snapshot {
             By::Route { route, .. } => route.traffic.budget(wanted),
             By::Dialled | By::Mirror => upstream.traffic().budget(wanted),
         })
+    }
+}
+
+impl By {
+    /// The backend that a route chose; `None`: the Service itself.
+    pub(super) fn backend(&self) -> Option<&Backend> {
+        match self {
+            Self::Route { route, backend: Some(at), .. } => match &route.backends {
+                Backends::Weighted(list) => list.at(*at),
+                Backends::Own => None,
+            },
+            _ => None,
+        }
     }
 }
 

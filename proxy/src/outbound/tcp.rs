@@ -151,7 +151,7 @@ where
     if let Err(broken) = copied.await {
         outbound.cut(&broken);
     }
-    outbound.metrics.carried(Direction::Outbound, carried.a_to_b, carried.b_to_a);
+    server.carried(&outbound.metrics, &carried);
 }
 
 /// Resolves where nobody says a first word within the bound on pauses.
@@ -199,13 +199,16 @@ async fn connect(
         };
         let mut guard = picked.map_err(|none| upstream.nobody(none))?.guard;
         let endpoint = Arc::clone(guard.endpoint());
-        let place = (&places, &snapshot);
+        let place = (&places, &snapshot, upstream.connections());
         let dialled = outbound.dial(&endpoint, Alpn::Tcp, place, policy.timeouts.connect).await;
         let now = tokio::time::Instant::now();
         let outcome = dialled.as_ref().map_or_else(verdict::failure, |_| Outcome::Success);
         let ejected =
             guard.report(now.into_std(), now - started, outcome, policy, &mut outbound.rng.lock());
-        upstream.ejected(&endpoint, ejected);
+        outbound.ejected(upstream, &endpoint, ejected);
+        if dialled.is_ok() && guard.is_probe() && endpoint.stats.breaker().is_closed() {
+            outbound.recovered(upstream, &endpoint);
+        }
         match dialled {
             Ok(server) => {
                 if let Some(Affinity::ClientAddress { timeout }) = &policy.affinity {

@@ -20,12 +20,12 @@ use remora_proto::v1 as pb;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use super::{Outbound, Source};
 use crate::{
-    discovery::{Discovery, Limits, Resolution, Target, traffic::RouteTraffic},
+    discovery::{Discovery, Limits, Resolution, Service, Target, traffic::RouteTraffic},
     metrics::Metrics,
     net::{admission::Admission, connect::Connector},
     shared::Shared,
@@ -48,6 +48,7 @@ pub(super) struct App {
     pub(super) address: SocketAddr,
     /// The requests that it got.
     pub(super) got: mpsc::Receiver<Got>,
+    pub(super) says: watch::Sender<Says>,
 }
 
 /// A request as an application saw it.
@@ -79,9 +80,10 @@ pub(super) async fn app(name: &'static str, says: Says) -> App {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (told, got) = mpsc::channel(64);
+    let (speaker, saying) = watch::channel(says);
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let told = told.clone();
+            let (told, saying) = (told.clone(), saying.clone());
             tokio::spawn(async move {
                 if matches!(says, Says::Half) {
                     let mut seen = [0; 1024];
@@ -91,7 +93,7 @@ pub(super) async fn app(name: &'static str, says: Says) -> App {
                     return std::future::pending().await;
                 }
                 let service = service_fn(|request: Request<Incoming>| {
-                    let told = told.clone();
+                    let (told, says) = (told.clone(), *saying.borrow());
                     async move { answer(name, says, &told, request).await }
                 });
                 let io = TokioIo::new(socket);
@@ -101,7 +103,7 @@ pub(super) async fn app(name: &'static str, says: Says) -> App {
             });
         }
     });
-    App { address, got }
+    App { address, got, says: speaker }
 }
 
 async fn answer(
@@ -190,13 +192,17 @@ impl World {
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     }
 
-    /// What the first route of `orders` has seen.
-    pub(super) fn route_traffic(&self) -> Arc<RouteTraffic> {
-        let target = Target::Authority("orders.shop:80".to_owned());
-        match self.discovery.cached(&target, now()) {
-            Some(Resolution::Service(service)) => Arc::clone(&service.state().routes[0].traffic),
+    /// What is known by a name.
+    pub(super) fn service(&self, authority: &str) -> Arc<Service> {
+        match self.discovery.cached(&Target::Authority(authority.to_owned()), now()) {
+            Some(Resolution::Service(service)) => service,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// What the first route of `orders` has seen.
+    pub(super) fn route_traffic(&self) -> Arc<RouteTraffic> {
+        Arc::clone(&self.service("orders.shop:80").state().routes[0].traffic)
     }
 
     /// Waits until so many copies had one of the fates of `Mirrored`.
@@ -212,6 +218,11 @@ impl World {
 }
 
 impl App {
+    /// It answers otherwise from now on.
+    pub(super) fn now_says(&self, says: Says) {
+        self.says.send_replace(says);
+    }
+
     pub(super) async fn next(&mut self) -> Got {
         tokio::time::timeout(SOON, self.got.recv()).await.unwrap().unwrap()
     }
@@ -221,7 +232,7 @@ fn now() -> std::time::Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn service(name: &str, apps: &[&App]) -> pb::Service {
+pub(super) fn service(name: &str, apps: &[&App]) -> pb::Service {
     let endpoint = |app: &&App| pb::Endpoint {
         address: Some(pb::SocketAddress {
             ip: vec![127, 0, 0, 1],
@@ -245,7 +256,7 @@ fn shared(discovery: &Discovery, drain: Watch) -> Shared {
         connector: Connector::default(),
         admission: Admission::new(100, 100),
         max_header_size: HeaderSize::default(),
-        metrics: Arc::new(Metrics::default()),
+        metrics: Arc::new(Metrics::new(now())),
         sight: Arc::new(crate::sight::testing::sight()),
         drain,
         pod_ips: [].into(),

@@ -14,7 +14,7 @@ use crate::{
     discovery::Endpoint,
     error::{Error, Reason},
     fields::Fields,
-    http::answer::{blames_server, grpc_status},
+    http::answer::grpc_status,
 };
 
 static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
@@ -57,12 +57,13 @@ pub(super) fn failure(error: &Error) -> Outcome {
     }
 }
 
-/// What a gRPC status says of the endpoint.
+/// What a gRPC status says of the endpoint: DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and DATA_LOSS
+/// blame it.
 pub(super) fn grpc_outcome(code: u32, fields: &impl Fields) -> Outcome {
     let retry_after = fields.get(&GRPC_PUSHBACK).and_then(number).map(Duration::from_millis);
     match code {
         8 => Outcome::Failure(FailureKind::RateLimited { retry_after }),
-        code if blames_server(code) => Outcome::Failure(FailureKind::ServerError { retry_after }),
+        4 | 13 | 14 | 15 => Outcome::Failure(FailureKind::ServerError { retry_after }),
         _ => Outcome::Success,
     }
 }

@@ -1,7 +1,12 @@
 //! Whom a request goes to, by weight.
 
+use std::sync::Arc;
+
 use super::Filter;
-use crate::discovery::{ServiceId, Target};
+use crate::discovery::{
+    ServiceId, Target,
+    traffic::{BackendTraffic, RouteTraffic},
+};
 
 /// Whom the requests of a route go to.
 #[derive(Debug)]
@@ -32,6 +37,21 @@ pub struct Backend {
     pub filters: Box<[Filter]>,
     /// Why it cannot be reached; what falls to it is answered 500.
     pub invalid: Option<Box<str>>,
+    /// What it has seen by way of the route.
+    pub traffic: Arc<BackendTraffic>,
+}
+
+impl Backends {
+    /// The same with what they have seen already by way of a route.
+    #[must_use]
+    pub(super) fn known_to(mut self, route: &RouteTraffic) -> Self {
+        if let Self::Weighted(weighted) = &mut self {
+            for backend in &mut weighted.list {
+                backend.traffic = route.backend(&backend.id);
+            }
+        }
+        self
+    }
 }
 
 /// There is nobody to send a request to.

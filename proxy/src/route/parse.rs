@@ -115,7 +115,7 @@ impl Reader<'_> {
         Ok(Route {
             name: wire.name.as_str().into(),
             matches: wire.matches.iter().map(route_match).collect::<Result<_, _>>()?,
-            backends: self.backends(&wire.backends, wire.no_backend)?,
+            backends: self.backends(&wire.backends, wire.no_backend)?.known_to(&traffic),
             filters: self.filters(&wire.filters)?,
             retry: retry.or_else(|| parent.retry.clone()),
             timeouts,
@@ -155,6 +155,7 @@ impl Reader<'_> {
             weight: wire.weight,
             filters: self.filters(&wire.filters)?,
             invalid,
+            traffic: Arc::default(),
         })
     }
 

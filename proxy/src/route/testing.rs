@@ -1,5 +1,7 @@
 //! Requests and parts of routes for tests.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Request, request::Parts};
 
 use super::backend::Backend;
@@ -45,5 +47,6 @@ pub(super) fn backend(name: &str, weight: u32) -> Backend {
         weight,
         filters: [].into(),
         invalid: None,
+        traffic: Arc::default(),
     }
 }

@@ -19,7 +19,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use http::HeaderName;
@@ -62,12 +62,6 @@ pub struct Sight {
 
 /// Says what time it is, since 1970.
 pub type WallClock = fn() -> Duration;
-
-/// The system's wall clock; one that is set before 1970 says 1970.
-#[must_use]
-pub fn wall_clock() -> Duration {
-    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
-}
 
 impl Sight {
     /// Nothing recorded yet. `seed` makes ids differ from those of other processes.

@@ -26,7 +26,10 @@ use crate::{
     },
     error::Error,
     http::h1::request::RequestHead,
-    metrics::Direction,
+    metrics::{
+        Direction,
+        flow::{Finished as Given, Rpc},
+    },
     route::Message,
 };
 
@@ -106,7 +109,7 @@ pub struct Rules<'a> {
     /// What was retried.
     pub retry: Option<&'a RetryPolicy>,
     /// Retries that the budget still allowed.
-    pub budget_left: Option<f64>,
+    pub budget_left: Option<u64>,
 }
 
 /// A response that the client got.
@@ -118,6 +121,18 @@ pub struct Answered {
     pub grpc: Option<u32>,
     /// Whether it counts as a failure of the one who gave it.
     pub failure: bool,
+}
+
+impl Answered {
+    /// A response as it is counted.
+    #[must_use]
+    pub fn of(given: &Given) -> Self {
+        let grpc = match given.rpc {
+            Rpc::Said(code) => Some(code),
+            Rpc::No | Rpc::Unsaid => None,
+        };
+        Self { status: given.status, grpc, failure: given.failed() }
+    }
 }
 
 /// One request, recorded.
@@ -148,7 +163,7 @@ pub struct Decision {
     attempts_untold: u32,
     tried: Vec<SocketAddr>,
     timeouts: Option<Timeouts>,
-    retry_budget_left: Option<f64>,
+    retry_budget_left: Option<u64>,
     phases: Phases,
     trace_id: Option<String>,
     elapsed_ms: u128,

@@ -6,7 +6,10 @@ use http::{HeaderName, StatusCode};
 use remora_core::names::headers::EXPLAIN;
 use tokio::time::Instant;
 
-use super::{id::DecisionId, trace::TraceContext};
+use super::{
+    id::DecisionId,
+    trace::{TraceContext, TraceId},
+};
 use crate::{
     balance::{
         choice::Choice,
@@ -105,6 +108,12 @@ impl Story {
             more: Vec::new(),
             untold: 0,
         }
+    }
+
+    /// The trace that it belongs to, where its caller records it.
+    #[must_use]
+    pub fn sampled(&self) -> Option<TraceId> {
+        self.trace.filter(|context| context.sampled).map(|context| context.trace)
     }
 
     /// Whether a caller asks for a record of its request.

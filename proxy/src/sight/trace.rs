@@ -1,22 +1,12 @@
 //! The trace that a request belongs to, as its caller says (W3C Trace Context, `traceparent`).
 
-use std::fmt;
-
 use http::HeaderName;
 
 use crate::fields::Fields;
 
+pub use crate::metrics::trace::TraceId;
+
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// Names a trace; never zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TraceId(pub u128);
-
-impl fmt::Display for TraceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
 
 /// Where in a trace a request belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ mod balance;
 mod change;
 mod decisions;
 mod discovery;
+mod figures;
 mod grpc;
 mod http1;
 mod http2;

@@ -88,7 +88,7 @@ impl Call for H2Call<'_> {
             Some(connection) => connection,
             None => {
                 let within = bounds.connect_within(Instant::now());
-                let places = (via.places, via.snapshot);
+                let places = (via.places, via.snapshot, via.connections);
                 let dial = || outbound.dial(endpoint, Alpn::H2, places, within);
                 let open = outbound.shared.open(&key, dial).await;
                 open.map_err(|error| bounds.dial_failed(Instant::now(), error))?

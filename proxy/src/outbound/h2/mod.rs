@@ -16,6 +16,7 @@ use self::call::{H2Answer, H2Call};
 use super::{
     Outbound, Snapshot, Upstream,
     attempt::{Exchange, Facts, Taken},
+    books,
     call::{Answer, NoAnswer},
     deadline,
     done::Done,
@@ -29,7 +30,7 @@ use crate::{
     balance::stats::Outcome,
     error::Error,
     http::{
-        answer::{grpc_status, is_grpc},
+        answer::is_grpc,
         h2::{
             body::{self, ResponseBody},
             headers::strip_ours,
@@ -153,7 +154,7 @@ fn unanswered(
 ) -> Result<Response<ResponseBody<Box<Done>>>, StreamReset> {
     let error = why.into_error().unwrap_or(GONE);
     if let Error::StreamReset { code, .. } = error {
-        exchange.broke_off(facts, story, &error);
+        exchange.reset(facts, story, &error);
         return Err(code.into());
     }
     let mut response = exchange.failed(facts, story, &error);
@@ -212,11 +213,10 @@ fn finish(
 ) -> Response<ResponseBody<Box<Done>>> {
     let Taken { answer, mut guard, permit, mark, .. } = taken;
     let decided = verdict::outcome(&answer, request.grpc);
-    let grpc = request.grpc.then(|| grpc_status(answer.fields())).flatten();
+    let rpc = books::rpc(&answer, request.grpc);
+    let given = books::promised(answer.status(), rpc, request.story.sampled());
     let H2Answer { mut response, first, connection, bounds, sent_at, .. } = answer;
-    exchange.upstream.traffic().responded(response.status());
-    let failure = matches!(decided, Some(Outcome::Failure(_)));
-    if failure {
+    if given.failed() {
         exchange.outbound.name(&mut request.story, (guard.endpoint(), response.headers()));
     }
     // Only a proxy of ours may say what our headers say.
@@ -245,7 +245,8 @@ fn finish(
         upstream: Arc::clone(exchange.upstream),
         client: exchange.client,
         request,
-        answered: (response.status(), grpc, failure),
+        given,
+        sent_at,
         snapshot: exchange.snapshot,
         _connection: connection,
         _permit: permit,
@@ -256,6 +257,7 @@ fn finish(
         deadline: end,
     });
     if let Some(downstream) = downstream.filter(|_| is_tunnel) {
+        done.over(Instant::now(), &given);
         let upstream = hyper::upgrade::on(&mut response);
         tunnel(downstream, upstream, idle, done);
         return response.map(|_| ResponseBody::made(Bytes::new()));
