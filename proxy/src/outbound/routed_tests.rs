@@ -367,7 +367,8 @@ async fn speaker(name: &'static str) -> App {
             socket.write_all(name.as_bytes()).await.unwrap();
         }
     });
-    let (got, says) = (tokio::sync::mpsc::channel(1).1, tokio::sync::watch::channel(Says::Nothing).0);
+    let (got, says) =
+        (tokio::sync::mpsc::channel(1).1, tokio::sync::watch::channel(Says::Nothing).0);
     App { address, got, says }
 }
 
