@@ -23,6 +23,9 @@ use crate::{
 /// added up.
 type Services = BTreeMap<ServiceId, Vec<Arc<Service>>>;
 
+/// Which counter of something.
+type Count<T> = fn(&T) -> &AtomicU64;
+
 fn labels(id: &ServiceId) -> Labels {
     vec![
         ("namespace", id.namespace.to_string()),
@@ -61,7 +64,7 @@ impl Collector {
 
 /// Requests, answers, latency, retries and ejections.
 fn requests(out: &mut Exposition<'_>, services: &Services) {
-    let each = |pick: fn(&Traffic) -> &AtomicU64| {
+    let each = |pick: Count<Traffic>| {
         services.iter().map(move |(id, all)| {
             (labels(id), all.iter().map(|s| pick(&s.traffic).load(Relaxed)).sum::<u64>())
         })
@@ -76,7 +79,7 @@ fn requests(out: &mut Exposition<'_>, services: &Services) {
         "Endpoints taken out of balancing",
         each(|t| &t.ejections),
     );
-    let results: [(&str, fn(&Traffic) -> &AtomicU64); 5] = [
+    let results: [(&str, Count<Traffic>); 5] = [
         ("sent", |t| &t.retries),
         ("succeeded", |t| &t.retries_succeeded),
         ("limit", |t| &t.retry_limit),
@@ -171,7 +174,7 @@ fn routes(out: &mut Exposition<'_>, services: &Services) {
         (labels(key), all.iter().map(|route| route.requests.load(Relaxed)).sum::<u64>())
     });
     out.counters("remora_outbound_route_requests", "Requests that took a route", requests);
-    let faults: [(&str, fn(&RouteTraffic) -> &AtomicU64); 2] =
+    let faults: [(&str, Count<RouteTraffic>); 2] =
         [("aborted", |route| &route.aborted), ("delayed", |route| &route.delayed)];
     let faults = routes.iter().flat_map(|(key, all)| {
         faults.iter().map(move |(word, pick)| {

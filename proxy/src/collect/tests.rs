@@ -8,7 +8,7 @@ use remora_proto::v1 as pb;
 
 use super::*;
 use crate::{
-    discovery::{Limits, Service, Target},
+    discovery::{Limits, Service, Target, client::StreamError},
     error::Reason,
     metrics::{
         Direction, Tls,
@@ -173,7 +173,10 @@ fn documented() -> Families {
 async fn the_documented_table_and_a_scrape_have_the_same_names_types_and_labels() {
     let mut world = World::new();
     count_everything(&mut world);
+    // Waits for another thread, so that the runtime knows how long it was busy before.
+    tokio::task::spawn_blocking(|| {}).await.unwrap();
     world.collector.discovery.applied();
+    world.collector.discovery.disconnected(&StreamError::Ended, true);
     let shown = scraped(&world.text());
     let told = documented();
     assert!(told.len() > 60, "the table was found: {told:?}");

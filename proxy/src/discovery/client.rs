@@ -385,7 +385,7 @@ impl Discovery {
     }
 
     /// `streamed`: a stream was up.
-    fn disconnected(&self, error: &StreamError, streamed: bool) {
+    pub(crate) fn disconnected(&self, error: &StreamError, streamed: bool) {
         let mut status = self.0.status.lock();
         match (streamed, error) {
             (true, StreamError::Asked) => status.asked += 1,
