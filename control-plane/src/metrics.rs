@@ -322,7 +322,48 @@ impl Collector for Watches {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    /// Names and types in a section of docs/admin.md, as its table has them.
+    fn documented(section: &str) -> BTreeMap<String, String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/admin.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let part = text.split("\n## ").find(|part| part.starts_with(section)).unwrap();
+        let rows = part.lines().filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let (name, kind) = (cells.next()?, cells.next()?);
+            let known = ["counter", "gauge", "histogram", "info"].contains(&kind);
+            known.then(|| (name.trim_matches('`').to_owned(), kind.to_owned()))
+        });
+        rows.collect()
+    }
+
+    /// The same in a scrape.
+    fn scraped(text: &str) -> BTreeMap<String, String> {
+        let families =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let named = families.map(|(name, kind)| match kind {
+            "counter" => (format!("{name}_total"), kind.to_owned()),
+            "info" => (format!("{name}_info"), kind.to_owned()),
+            _ => (name.to_owned(), kind.to_owned()),
+        });
+        named.collect()
+    }
+
+    #[test]
+    fn the_documented_table_and_a_scrape_have_the_same_names_and_types() {
+        let metrics = Metrics::default();
+        metrics.certified(CertifyResult::Issued);
+        metrics.review_failed(ReviewFailure::Server);
+        metrics.issuer.get_or_create(&IssuerLabels { sha256: "00".to_owned() }).set(1);
+        metrics.phase.get_or_create(&PhaseLabels { phase: Phase::Steady }).set(1);
+        let mut text = String::new();
+        let registry = metrics.registry(Some(Arc::default()));
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert_eq!(scraped(&text), documented("Metrics of the control plane"));
+    }
 
     #[test]
     fn label_values_are_lower_case_kebab() {

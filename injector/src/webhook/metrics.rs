@@ -140,7 +140,48 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    /// Names and types in a section of docs/admin.md, as its table has them.
+    fn documented(section: &str) -> BTreeMap<String, String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/admin.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let part = text.split("\n## ").find(|part| part.starts_with(section)).unwrap();
+        let rows = part.lines().filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let (name, kind) = (cells.next()?, cells.next()?);
+            let known = ["counter", "gauge", "histogram", "info"].contains(&kind);
+            known.then(|| (name.trim_matches('`').to_owned(), kind.to_owned()))
+        });
+        rows.collect()
+    }
+
+    /// The same in a scrape.
+    fn scraped(text: &str) -> BTreeMap<String, String> {
+        let families =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let named = families.map(|(name, kind)| match kind {
+            "counter" => (format!("{name}_total"), kind.to_owned()),
+            "info" => (format!("{name}_info"), kind.to_owned()),
+            _ => (name.to_owned(), kind.to_owned()),
+        });
+        named.collect()
+    }
+
+    #[test]
+    fn the_documented_table_and_a_scrape_have_the_same_names_and_types() {
+        let metrics = Metrics::default();
+        metrics.reviewed("skip", "host-network", Duration::from_millis(2));
+        metrics.ca_bundle_patch("written");
+        metrics.certificate_renewal("made");
+        metrics.namespace_mirrored("done");
+        metrics.event("written");
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &metrics.registry()).unwrap();
+        assert_eq!(scraped(&text), documented("Metrics of the injector"));
+    }
 
     #[test]
     fn figures_are_shown_with_their_units() {
