@@ -62,6 +62,8 @@ pub struct Metrics {
     open: [[AtomicI64; TLS.len()]; 2],
     bytes: [[AtomicU64; 2]; 2],
     inbound_requests: [AtomicU64; 2],
+    /// Lines of the access log: written, dropped.
+    access_log: [AtomicU64; 2],
     /// Connections to what is outside the mesh.
     pub passed_through: Hosts,
 }
@@ -112,6 +114,16 @@ impl Metrics {
     pub fn carried(&self, direction: Direction, sent: u64, received: u64) {
         self.bytes[direction as usize][0].fetch_add(sent, Ordering::Relaxed);
         self.bytes[direction as usize][1].fetch_add(received, Ordering::Relaxed);
+    }
+
+    /// Lines of the access log were written.
+    pub fn access_log_written(&self, lines: u64) {
+        self.access_log[0].fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// Lines of the access log were lost.
+    pub fn access_log_dropped(&self, lines: u64) {
+        self.access_log[1].fetch_add(lines, Ordering::Relaxed);
     }
 
     /// A request arrived for the pod's application.
@@ -191,11 +203,23 @@ impl Collector for ProcessCollector {
             "Connections to what is outside the mesh, by server name or Host",
             m.passed_through.all().into_iter().map(|(host, value)| ([("host", host)], value)),
         )?;
-        Families(&mut encoder).counters(
+        let mut families = Families(&mut encoder);
+        families.counters(
             "remora_inbound_http_requests",
             "Requests that arrived for the pod's application",
             (0..2).map(|t| ([("tls", TLS[t])], m.inbound_requests[t].load(Ordering::Relaxed))),
-        )
+        )?;
+        for (counter, name, help) in [
+            (&m.access_log[0], "remora_access_log_lines", "Lines of the access log"),
+            (
+                &m.access_log[1],
+                "remora_access_log_dropped",
+                "Lines that were lost: too many waited",
+            ),
+        ] {
+            families.total(name, help, counter.load(Ordering::Relaxed))?;
+        }
+        Ok(())
     }
 }
 
@@ -234,6 +258,12 @@ fn table<'a, const N: usize>(
 pub(crate) struct Families<'a, 'b>(pub(crate) &'a mut DescriptorEncoder<'b>);
 
 impl Families<'_, '_> {
+    /// One counter without labels; one that never counted is left out.
+    pub(crate) fn total(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
+        let none: [(&'static str, &str); 0] = [];
+        self.counters(name, help, std::iter::once((none, value)))
+    }
+
     /// One family; series that never counted are left out.
     pub(crate) fn counters<const N: usize, S: AsRef<str>>(
         &mut self,

@@ -42,6 +42,7 @@ impl Requests {
     /// recorded as, it is recorded as here too.
     pub(super) fn begin(&self, fields: &impl Fields, started: Instant) -> Story {
         let mut story = Story::new(started, fields);
+        self.inbound.sight.begin(&mut story, fields);
         if self.arrival.tls == Tls::Mutual {
             let id = fields.get(&DECISION_ID_NAME).and_then(|id| std::str::from_utf8(id).ok());
             story.explained = id.and_then(|id| id.parse().ok());
@@ -75,8 +76,9 @@ impl Requests {
     /// Records a request that the application answered, if somebody wants to know of it.
     pub(super) fn answered(&self, told: Told<'_>, status: StatusCode, grpc: Option<u32>) {
         let failure = status.is_server_error() || grpc.is_some_and(answer::blames_server);
-        if failure || self.inbound.sight.wants(told.story.explained.is_some()) {
-            self.record(told, Ok(Answered { status, grpc, failure }));
+        let wanted = self.inbound.sight.wants(told.story, failure);
+        if wanted.any() {
+            self.record(told, Ok(Answered { status, grpc, failure, wanted }));
         }
     }
 

@@ -73,8 +73,9 @@ impl Outbound {
         (status, grpc): (StatusCode, Option<u32>),
         failure: bool,
     ) {
-        if failure || self.sight.wants(told.story.explained.is_some()) {
-            let result = Ok(Answered { status, grpc, failure });
+        let wanted = self.sight.wants(told.story, failure);
+        if wanted.any() {
+            let result = Ok(Answered { status, grpc, failure, wanted });
             self.record((upstream, Some(snapshot)), told, result);
         }
     }
@@ -156,6 +157,7 @@ impl Requests {
     /// Begins the story of a request whose fields are as they came.
     pub(super) fn begin(&self, fields: &impl Fields, started: Instant) -> Story {
         let mut story = Story::new(started, fields);
+        self.outbound.sight.begin(&mut story, fields);
         if Story::is_asked_for(fields) {
             story.explained = Some(self.outbound.sight.id());
         }
