@@ -260,8 +260,8 @@ pub(crate) struct Families<'a, 'b>(pub(crate) &'a mut DescriptorEncoder<'b>);
 impl Families<'_, '_> {
     /// One counter without labels; one that never counted is left out.
     pub(crate) fn total(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
-        let none: [(&'static str, &str); 0] = [];
-        self.counters(name, help, std::iter::once((none, value)))
+        let counter = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        if value == 0 { Ok(()) } else { ConstCounter::new(value).encode(counter) }
     }
 
     /// One family; series that never counted are left out.

@@ -95,8 +95,7 @@ impl Maker<'_> {
         }
         match self.finished.direction {
             Direction::Outbound => {
-                let host =
-                    self.about.host.map_or_else(|| target.to_string(), str::to_owned);
+                let host = self.about.host.map_or_else(|| target.to_string(), str::to_owned);
                 let path = cut(self.about.path);
                 attributes.add("url.full", format!("http://{}{path}", cut(&host)));
                 if let Some(last) = story.attempts().last() {
