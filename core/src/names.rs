@@ -128,8 +128,14 @@ pub mod annotations {
     pub const PROXY_MEMORY_LIMIT: &str = "config.remora.io/proxy-memory-limit";
     /// Time a draining proxy waits for open requests.
     pub const SHUTDOWN_GRACE_PERIOD: &str = "config.remora.io/shutdown-grace-period";
-    /// `off`, `errors`, `all`.
+    /// Which requests get a line: `off`, `errors`, `sampled`, `all`.
     pub const ACCESS_LOG: &str = "config.remora.io/access-log";
+    /// `text` or `json`.
+    pub const ACCESS_LOG_FORMAT: &str = "config.remora.io/access-log-format";
+    /// `host:port` of the collector that gets spans, OTLP over gRPC.
+    pub const TRACE_COLLECTOR: &str = "config.remora.io/trace-collector";
+    /// Share of requests that are traced where their caller does not say: `0.0` to `1.0`.
+    pub const TRACE_SAMPLE_RATE: &str = "config.remora.io/trace-sample-rate";
     /// One of the six default policies.
     pub const DEFAULT_INBOUND_POLICY: &str = "config.remora.io/default-inbound-policy";
     /// `allow` or `deny`: whether connections may go to what the mesh does not know.
@@ -145,7 +151,7 @@ pub mod annotations {
     pub const NATIVE_SIDECAR: &str = "config.remora.io/native-sidecar";
 
     /// Every configuration annotation; any other key under [`CONFIG_PREFIX`] is a warning.
-    pub const CONFIG: [&str; 16] = [
+    pub const CONFIG: [&str; 19] = [
         SKIP_INBOUND_PORTS,
         SKIP_OUTBOUND_PORTS,
         SKIP_SUBNETS,
@@ -157,6 +163,9 @@ pub mod annotations {
         PROXY_MEMORY_LIMIT,
         SHUTDOWN_GRACE_PERIOD,
         ACCESS_LOG,
+        ACCESS_LOG_FORMAT,
+        TRACE_COLLECTOR,
+        TRACE_SAMPLE_RATE,
         DEFAULT_INBOUND_POLICY,
         DEFAULT_OUTBOUND_POLICY,
         INGRESS,
@@ -208,8 +217,16 @@ pub mod env {
     /// Probes that the proxy answers in the application's stead: a JSON object from the path on the
     /// admin port to the Kubernetes probe handler (`tcpSocket`, `httpGet` or `grpc`).
     pub const PROBES: &str = "REMORA_PROBES";
-    /// Which requests are logged: `off`, `errors`, `all`.
+    /// Which requests get a line: `off`, `errors`, `sampled`, `all`.
     pub const ACCESS_LOG: &str = "REMORA_ACCESS_LOG";
+    /// `text` or `json`.
+    pub const ACCESS_LOG_FORMAT: &str = "REMORA_ACCESS_LOG_FORMAT";
+    /// `host:port` of the collector that gets spans, OTLP over gRPC.
+    pub const TRACE_COLLECTOR: &str = "REMORA_TRACE_COLLECTOR";
+    /// Share of requests that are traced where their caller does not say: `0.0` to `1.0`.
+    pub const TRACE_SAMPLE_RATE: &str = "REMORA_TRACE_SAMPLE_RATE";
+    /// Name of the workload that the pod belongs to, `service.name` in spans.
+    pub const SERVICE_NAME: &str = "REMORA_SERVICE_NAME";
     /// Largest head of a request: `64Ki`.
     pub const MAX_HEADER_SIZE: &str = "REMORA_MAX_HEADER_SIZE";
 }

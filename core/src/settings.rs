@@ -1,7 +1,11 @@
 //! What annotation values mean. Every parser here answers with an error that repeats the value and
 //! says what is accepted; the caller adds the annotation's name ([`read`] does).
 
+mod sight;
+
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr, time::Duration};
+
+pub use sight::{AccessLog, SampleRate, TraceCollector};
 
 /// An annotation whose value cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

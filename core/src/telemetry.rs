@@ -1,10 +1,47 @@
 //! Log set-up: one subscriber per process whose filter can change while it runs.
 
-use std::{io::IsTerminal, str::FromStr};
+use std::{fmt, io::IsTerminal, str::FromStr};
 
 use tracing_subscriber::{
-    Registry, filter::Targets, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    Layer, Registry,
+    filter::{LevelFilter, Targets},
+    layer::{Layered, SubscriberExt},
+    reload,
+    util::SubscriberInitExt,
 };
+
+/// Target of the spans of a program's own work. They are made where a [`Bridge`] takes them, whatever
+/// the log's filter says, and nowhere else.
+pub const SPANS: &str = "remora::spans";
+
+/// Takes the spans of [`SPANS`] out of the process.
+pub type Bridge = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// A span of ours under way, if they are taken.
+///
+/// `$name` is what is done; it is a call to a server where `$kind` is `client`, else `internal`.
+#[macro_export]
+macro_rules! span {
+    ($kind:literal, $name:literal) => {
+        tracing::info_span!(
+            target: $crate::telemetry::SPANS,
+            $name,
+            otel.kind = $kind,
+            otel.status_code = tracing::field::Empty,
+            otel.status_description = tracing::field::Empty,
+        )
+    };
+}
+
+/// Says in a span of ours that what was done failed.
+pub fn failed(span: &tracing::Span, error: &dyn fmt::Display) {
+    if !span.is_disabled() {
+        span.record("otel.status_code", "ERROR");
+        span.record("otel.status_description", tracing::field::display(error));
+    }
+}
+
+type Base = Layered<Option<Bridge>, Registry>;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,6 +51,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
 }
 
 impl FromStr for LogFormat {
@@ -29,8 +75,12 @@ impl FromStr for LogFormat {
 }
 
 /// Changes the filter of the running process.
-#[derive(Debug, Clone)]
-pub struct LogHandle(reload::Handle<Targets, Registry>);
+#[derive(Clone)]
+pub struct LogHandle {
+    filter: reload::Handle<Targets, Base>,
+    /// Whether spans are taken.
+    bridged: bool,
+}
 
 /// A filter that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,19 +98,32 @@ pub enum LogError {
     Installed,
 }
 
+impl fmt::Debug for LogHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogHandle").field(&self.current()).finish()
+    }
+}
+
 impl LogHandle {
     /// Puts a new filter in force.
     ///
     /// # Errors
     /// Where it cannot be parsed; the old one then stays.
     pub fn set(&self, filter: &str) -> Result<(), LogError> {
-        self.0.reload(parse(filter)?).map_err(|_| LogError::Installed)
+        let filter = with_spans(parse(filter)?, self.bridged);
+        self.filter.reload(filter).map_err(|_| LogError::Installed)
     }
 
     /// The filter in force.
     #[must_use]
     pub fn current(&self) -> String {
-        self.0.with_current(ToString::to_string).unwrap_or_default()
+        // What is said of spans is not the filter's.
+        let said = |targets: &Targets| -> String {
+            let all = targets.to_string();
+            let log = all.split(',').filter(|part| !part.starts_with(SPANS));
+            log.collect::<Vec<_>>().join(",")
+        };
+        self.filter.with_current(said).unwrap_or_default()
     }
 }
 
@@ -69,8 +132,21 @@ impl LogHandle {
 /// # Errors
 /// Where the filter cannot be parsed or a subscriber is there already.
 pub fn init(filter: &str, format: LogFormat) -> Result<LogHandle, LogError> {
-    let (filter, handle) = reload::Layer::new(parse(filter)?);
-    let registry = tracing_subscriber::registry().with(filter);
+    init_with(filter, format, None)
+}
+
+/// The same for a program whose own work is traced.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_with(
+    filter: &str,
+    format: LogFormat,
+    bridge: Option<Bridge>,
+) -> Result<LogHandle, LogError> {
+    let bridged = bridge.is_some();
+    let (filter, handle) = reload::Layer::new(with_spans(parse(filter)?, bridged));
+    let registry = tracing_subscriber::registry().with(bridge).with(filter);
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
@@ -79,7 +155,12 @@ pub fn init(filter: &str, format: LogFormat) -> Result<LogHandle, LogError> {
         LogFormat::Json => registry.with(layer.json()).try_init(),
     }
     .map_err(|_| LogError::Installed)?;
-    Ok(LogHandle(handle))
+    Ok(LogHandle { filter: handle, bridged })
+}
+
+/// A filter that lets spans be made only where they are taken.
+fn with_spans(filter: Targets, bridged: bool) -> Targets {
+    filter.with_target(SPANS, if bridged { LevelFilter::INFO } else { LevelFilter::OFF })
 }
 
 /// Levels by target. Deliberately no more: matching on span fields needs a regex engine, which

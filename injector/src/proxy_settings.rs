@@ -6,10 +6,13 @@ use ipnet::IpNet;
 use remora_core::{
     names::{DEFAULT_OPAQUE_PORTS, annotations},
     settings::{
-        DefaultPolicy, HeaderSize, Ingress, InvalidAnnotation, OutboundPolicy, PortSet,
-        parse_duration, parse_subnets, read,
+        DefaultPolicy, HeaderSize, Ingress, InvalidAnnotation, OutboundPolicy, PortSet, SampleRate,
+        TraceCollector, parse_duration, parse_subnets, read,
     },
+    telemetry::LogFormat,
 };
+
+pub use remora_core::settings::AccessLog;
 
 /// Settings of one pod's proxy.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,8 +31,14 @@ pub struct ProxySettings {
     pub resources: Resources,
     /// How long a draining proxy waits for open requests.
     pub shutdown_grace_period: Duration,
-    /// Which requests are logged.
+    /// Which requests get a line.
     pub access_log: AccessLog,
+    /// How lines look, where that is said.
+    pub access_log_format: Option<LogFormat>,
+    /// Where spans go, where they go anywhere.
+    pub trace_collector: Option<TraceCollector>,
+    /// Share of requests that are traced where their caller does not say.
+    pub trace_sample_rate: SampleRate,
     /// Who may call where no policy says otherwise.
     pub default_inbound_policy: DefaultPolicy,
     /// Largest head of a request.
@@ -55,18 +64,6 @@ pub struct Resources {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quantity(String);
 
-/// Which requests the proxy logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AccessLog {
-    /// None.
-    #[default]
-    Off,
-    /// Those that failed.
-    Errors,
-    /// Each.
-    All,
-}
-
 /// As what the proxy runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NativeSidecar {
@@ -90,6 +87,9 @@ impl Default for ProxySettings {
             resources: Resources::of_a_sidecar(),
             shutdown_grace_period: Duration::from_secs(30),
             access_log: AccessLog::default(),
+            access_log_format: None,
+            trace_collector: None,
+            trace_sample_rate: SampleRate::default(),
             default_inbound_policy: DefaultPolicy::default(),
             max_header_size: HeaderSize::default(),
             native_sidecar: NativeSidecar::default(),
@@ -131,6 +131,12 @@ impl ProxySettings {
                 .unwrap_or(defaults.shutdown_grace_period),
             access_log: read(map, annotations::ACCESS_LOG, str::parse)?
                 .unwrap_or(defaults.access_log),
+            access_log_format: read(map, annotations::ACCESS_LOG_FORMAT, str::parse)?
+                .or(defaults.access_log_format),
+            trace_collector: read(map, annotations::TRACE_COLLECTOR, str::parse)?
+                .or_else(|| defaults.trace_collector.clone()),
+            trace_sample_rate: read(map, annotations::TRACE_SAMPLE_RATE, str::parse)?
+                .unwrap_or(defaults.trace_sample_rate),
             default_inbound_policy: read(map, annotations::DEFAULT_INBOUND_POLICY, str::parse)?
                 .unwrap_or(defaults.default_inbound_policy),
             max_header_size: read(map, annotations::MAX_HEADER_SIZE, str::parse)?
@@ -262,29 +268,6 @@ impl fmt::Display for Quantity {
     }
 }
 
-impl FromStr for AccessLog {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "off" => Ok(Self::Off),
-            "errors" => Ok(Self::Errors),
-            "all" => Ok(Self::All),
-            other => Err(format!("{other:?} is no access log; use off, errors or all")),
-        }
-    }
-}
-
-impl fmt::Display for AccessLog {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Errors => "errors",
-            Self::All => "all",
-        })
-    }
-}
-
 impl FromStr for NativeSidecar {
     type Err = String;
 
@@ -347,6 +330,9 @@ mod tests {
             (annotations::PROXY_MEMORY_LIMIT, "infM"),
             (annotations::SHUTDOWN_GRACE_PERIOD, "30"),
             (annotations::ACCESS_LOG, "yes"),
+            (annotations::ACCESS_LOG_FORMAT, "xml"),
+            (annotations::TRACE_COLLECTOR, "http://collector:4317"),
+            (annotations::TRACE_SAMPLE_RATE, "10%"),
             (annotations::DEFAULT_INBOUND_POLICY, "allow"),
             (annotations::DEFAULT_OUTBOUND_POLICY, "all-authenticated"),
             (annotations::INGRESS, "true"),

@@ -12,13 +12,16 @@ use remora_core::{
     telemetry::LogHandle,
 };
 use remora_proto::v1 as pb;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, View},
     collect::{self, Collector},
-    config::{Args, workers_for_quota},
+    config::{self, Args, workers_for_quota},
     discovery::{self, Discovery, Limits, snapshot::Snapshot},
     metrics::{Metrics, wall::wall_clock},
     net::{
@@ -29,7 +32,15 @@ use crate::{
     probe::{Prober, Probes},
     runtime,
     shared::Shared,
-    sight::Sight,
+    sight::{
+        Sight,
+        access_log::AccessLog,
+        traces::{
+            Tracer,
+            export::{Export, Workload},
+            queue::Queue,
+        },
+    },
     tls::{certify, channel::ControlPlane, identity::Identity},
 };
 
@@ -42,17 +53,34 @@ pub async fn run(
     log: Option<LogHandle>,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    run_with(args, log, Arc::default(), stop).await
+}
+
+/// The same with spans that others made, or make, beside those of requests.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    args: Args,
+    log: Option<LogHandle>,
+    spans: Arc<Queue>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let (drain, watch) = Drain::new();
     let mut rng = fastrand::Rng::new();
+    let metrics = Arc::new(Metrics::new(started.into_std()));
+    let watched = Watched::start(&args, &metrics, spans)?;
+    let sight = Sight::new(rng.u64(..), wall_clock);
+    let sight = sight.logging(watched.log.clone()).tracing(watched.tracer(&args.sight, &mut rng));
     let shared = Shared {
         discovery: Discovery::new(Limits::default(), started.into_std()),
         identity: Identity::new(),
         connector: Connector { mark: args.mark },
         admission: admission(args.max_connections),
         max_header_size: args.max_header_size,
-        metrics: Arc::new(Metrics::new(started.into_std())),
-        sight: Arc::new(Sight::new(rng.u64(..), wall_clock)),
+        metrics,
+        sight: Arc::new(sight),
         drain: watch.clone(),
         pod_ips: args.pod_ips.as_slice().into(),
     };
@@ -74,7 +102,7 @@ pub async fn run(
     let (admin_drain, admin_watch) = Drain::new();
     let runtime::Workers { threads, mut runtimes } = running;
     runtimes.push(("control".to_owned(), tokio::runtime::Handle::current()));
-    let collector = collector(&shared, runtimes);
+    let collector = collector(&shared, runtimes, Arc::clone(&watched.spans));
     let router = admin_router(&args, &shared, prober, (collector, log), &shutdown);
     let mut admin = JoinSet::new();
     for socket in admin_listeners {
@@ -103,13 +131,64 @@ pub async fn run(
     stopped.cancel();
     admin_watch.start();
     drop(admin_drain);
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    tasks.iter().for_each(JoinHandle::abort);
     for thread in threads {
         // A worker that panicked has said so already.
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
     admin.abort_all();
+    watched.end().await;
     Ok(())
+}
+
+/// What the process tells of requests while it runs, and has to finish telling when it ends.
+struct Watched {
+    log: Option<AccessLog>,
+    spans: Arc<Queue>,
+    export: Option<JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+impl Watched {
+    fn start(args: &Args, metrics: &Arc<Metrics>, spans: Arc<Queue>) -> anyhow::Result<Self> {
+        let config::Sight { access_log, access_log_format, .. } = &args.sight;
+        let format = access_log_format.unwrap_or_default();
+        let out = Box::new(std::io::stdout());
+        let log = AccessLog::start(*access_log, format, out, Arc::clone(metrics));
+        let log = log.context("cannot start the access log's thread")?;
+        let stop = CancellationToken::new();
+        let export = args.sight.trace_collector.clone().map(|collector| {
+            let service = args.sight.service_name.clone().unwrap_or_else(|| args.pod_name.clone());
+            let workload = Workload {
+                service,
+                namespace: args.pod_namespace.clone(),
+                pod: args.pod_name.clone(),
+                node: args.node.clone(),
+            };
+            Export::new(Arc::clone(&spans), collector, args.mark, workload)
+        });
+        let export = export.transpose().context("cannot make the exporter of spans")?;
+        let export = export.map(|export| tokio::spawn(export.run(stop.clone())));
+        Ok(Self { log, spans, export, stop })
+    }
+
+    /// Decides which requests are traced; `None` where there is nobody to tell.
+    fn tracer(&self, sight: &config::Sight, rng: &mut fastrand::Rng) -> Option<Tracer> {
+        self.export.as_ref()?;
+        Some(Tracer::new(sight.trace_sample_rate, Arc::clone(&self.spans), rng.u64(..)))
+    }
+
+    /// Tells what is left to be told, for a moment at most.
+    async fn end(self) {
+        self.stop.cancel();
+        if let Some(export) = self.export {
+            // A task that panicked has said so already.
+            let _ = export.await;
+        }
+        if let Some(log) = self.log {
+            log.close().await;
+        }
+    }
 }
 
 /// One for each family, as for traffic: a kubelet asks the pod's first address.
@@ -145,7 +224,7 @@ fn control_tasks(
     args: &Arc<Args>,
     shared: &Shared,
     rng: &mut fastrand::Rng,
-) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let id = match &args.control_plane_id {
         Some(id) => id.clone(),
         None => SpiffeId::control_plane(TRUST_DOMAIN)?,
@@ -192,13 +271,18 @@ fn control_tasks(
     Ok(vec![tokio::spawn(certify), tokio::spawn(watch), tokio::spawn(tick)])
 }
 
-fn collector(shared: &Shared, runtimes: Vec<(String, tokio::runtime::Handle)>) -> Collector {
+fn collector(
+    shared: &Shared,
+    runtimes: Vec<(String, tokio::runtime::Handle)>,
+    spans: Arc<Queue>,
+) -> Collector {
     Collector {
         metrics: Arc::clone(&shared.metrics),
         discovery: shared.discovery.clone(),
         identity: shared.identity.clone(),
         admission: Arc::clone(&shared.admission),
         runtimes,
+        spans,
     }
 }
 

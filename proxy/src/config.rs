@@ -5,8 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use remora_core::{
     authority::Authority,
     names::{env, ports},
-    settings::{HeaderSize, parse_duration},
+    settings::{AccessLog, HeaderSize, SampleRate, TraceCollector, parse_duration},
     spiffe::SpiffeId,
+    telemetry::LogFormat,
 };
 
 /// Flags of `remora-proxy` and `remora proxy`.
@@ -93,6 +94,10 @@ pub struct Args {
     #[arg(long, env = "REMORA_SNAPSHOT")]
     pub snapshot: Option<PathBuf>,
 
+    /// What is told of single requests
+    #[command(flatten)]
+    pub sight: Sight,
+
     /// Explicit outbound listener, no redirection needed: 127.0.0.1:8080=orders.shop:80
     #[arg(long, value_name = "LISTEN=AUTHORITY")]
     pub outbound_service: Vec<OutboundService>,
@@ -100,6 +105,31 @@ pub struct Args {
     /// Explicit inbound listener, no redirection needed: 127.1.0.3:8080=127.0.0.1:8080
     #[arg(long, value_name = "LISTEN=TARGET")]
     pub inbound_forward: Vec<InboundForward>,
+}
+
+/// What the proxy tells of single requests, beside their records.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Sight {
+    /// Requests that get a line on standard output: off, errors, sampled (errors and one in 100 of the
+    /// others) or all
+    #[arg(long, env = env::ACCESS_LOG, default_value_t = AccessLog::Off)]
+    pub access_log: AccessLog,
+
+    /// text or json; default: as --log-format
+    #[arg(long, env = env::ACCESS_LOG_FORMAT)]
+    pub access_log_format: Option<LogFormat>,
+
+    /// Where spans go, host:port: OTLP over gRPC, without TLS; default: nowhere
+    #[arg(long, env = env::TRACE_COLLECTOR)]
+    pub trace_collector: Option<TraceCollector>,
+
+    /// Share of requests that are traced where their caller does not say, 0.0 to 1.0
+    #[arg(long, env = env::TRACE_SAMPLE_RATE, default_value_t = SampleRate::default())]
+    pub trace_sample_rate: SampleRate,
+
+    /// Name of the workload in traces, service.name; default: the pod's name
+    #[arg(long, env = env::SERVICE_NAME)]
+    pub service_name: Option<String>,
 }
 
 fn local(port: u16) -> SocketAddr {

@@ -1,9 +1,14 @@
 //! The command line of `remora-proxy` and of `remora proxy`: without a subcommand it is the sidecar.
 
+use std::sync::Arc;
+
 use clap::{ArgMatches, Command, FromArgMatches, Subcommand};
 use remora_core::{names::env, telemetry};
 
-use crate::{app, config, ready_wait, redirect};
+use crate::{
+    app, config, ready_wait, redirect,
+    sight::traces::{bridge, queue::Queue},
+};
 
 /// What the command line asks for.
 ///
@@ -74,9 +79,16 @@ pub fn run(program: Program) -> anyhow::Result<()> {
     match program {
         Program::Step(Step::Redirect(args)) => Ok(redirect::run(&args)?),
         Program::Step(Step::Await(args)) => Ok(runtime()?.block_on(ready_wait::run(&args))?),
-        Program::Sidecar(sidecar) => {
-            let log = telemetry::init(&sidecar.log, sidecar.log_format)?;
-            runtime()?.block_on(async { app::run(sidecar.args, Some(log), app::signals()?).await })
+        Program::Sidecar(mut sidecar) => {
+            let sight = &mut sidecar.args.sight;
+            sight.access_log_format.get_or_insert(sidecar.log_format);
+            let spans = Arc::new(Queue::default());
+            let bridge = sight.trace_collector.as_ref().map(|_| bridge::layer(&spans));
+            let log = telemetry::init_with(&sidecar.log, sidecar.log_format, bridge)?;
+            runtime()?.block_on(async {
+                let stop = app::signals()?;
+                app::run_with(sidecar.args, Some(log), spans, stop).await
+            })
         }
     }
 }

@@ -8,6 +8,7 @@
 //! - [`origin`] HTTP servers and clients that count;
 //! - [`grpc`] messages and endings of gRPC;
 //! - [`streams`] HTTP/2 stream by stream, [`frames`] frame by frame;
+//! - [`collector`] a collector of traces;
 //! - [`load`] clients that ask without a break, every request counted;
 //! - [`wait`] waiting for events within a bound;
 //! - [`apiserver`] a double of the Kubernetes API;
@@ -18,6 +19,7 @@
 
 pub mod address;
 pub mod apiserver;
+pub mod collector;
 pub mod frames;
 pub mod fuzz;
 pub mod grpc;

@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    process::Stdio,
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
@@ -12,7 +13,7 @@ use remora_core::{
     names::{TRUST_DOMAIN, annotations::INJECTED},
     settings::HeaderSize,
 };
-use remora_proxy::config::{InboundForward, OutboundService};
+use remora_proxy::config::{InboundForward, OutboundService, Sight};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,8 @@ pub struct Mesh {
     pub max_connections: Option<u16>,
     /// Largest head of a request that sidecars take.
     pub max_header_size: HeaderSize,
+    /// What sidecars tell of single requests.
+    pub sight: Sight,
     plane: Option<Plane>,
 }
 
@@ -133,6 +136,7 @@ impl Mesh {
             workers: 1,
             max_connections: None,
             max_header_size: HeaderSize::default(),
+            sight: Sight::default(),
             plane: None,
         };
         let namespace =
@@ -387,8 +391,19 @@ impl Mesh {
 
     /// The same in a process of its own; `program` is a `remora`.
     pub async fn sidecar_process(&self, program: &Path, pod: &Pod, calls: &[&str]) -> Sidecar {
+        self.sidecar_writing(program, pod, calls, Stdio::inherit()).await
+    }
+
+    /// The same with a standard output of its own.
+    pub async fn sidecar_writing(
+        &self,
+        program: &Path,
+        pod: &Pod,
+        calls: &[&str],
+        out: impl Into<Stdio>,
+    ) -> Sidecar {
         let args = self.sidecar_args(pod, &pod.name, calls);
-        let sidecar = Sidecar::spawn(program, pod.clone(), &args);
+        let sidecar = Sidecar::spawn(program, pod.clone(), &args, out.into());
         sidecar.ready().await;
         sidecar
     }
@@ -466,6 +481,7 @@ impl Mesh {
             shutdown_linger: std::time::Duration::ZERO,
             probes: "{}".to_owned(),
             snapshot: None,
+            sight: self.sight.clone(),
             outbound_service: (ENTRY_PORT..).zip(calls).map(entry).collect(),
             inbound_forward: if pod.meshed { vec![forward] } else { Vec::new() },
         }

@@ -76,10 +76,10 @@ impl Sidecar {
     /// # Panics
     /// Where it cannot be started.
     #[must_use]
-    pub fn spawn(program: &Path, pod: Pod, args: &Args) -> Self {
+    pub fn spawn(program: &Path, pod: Pod, args: &Args, out: Stdio) -> Self {
         let mut command = Command::new(program);
         command.arg("proxy").args(flags(args)).args(["--log", "error"]);
-        let process = command.stdin(Stdio::null()).spawn().expect("a process");
+        let process = command.stdin(Stdio::null()).stdout(out).spawn().expect("a process");
         let (admin, services) = (args.admin_listen, args.outbound_service.clone());
         Self { pod, admin, services, running: Running::Process(process) }
     }
@@ -250,6 +250,10 @@ fn flags(args: &Args) -> Vec<String> {
     flag("pod-name", args.pod_name.clone());
     args.pod_ips.iter().for_each(|ip| flag("pod-ips", ip.to_string()));
     args.workers.iter().for_each(|workers| flag("workers", workers.to_string()));
+    flag("access-log", args.sight.access_log.to_string());
+    args.sight.access_log_format.iter().for_each(|f| flag("access-log-format", f.to_string()));
+    args.sight.trace_collector.iter().for_each(|at| flag("trace-collector", at.to_string()));
+    flag("trace-sample-rate", args.sight.trace_sample_rate.to_string());
     flag("shutdown-grace-period", format!("{}ms", args.shutdown_grace_period.as_millis()));
     for OutboundService { listen, authority } in &args.outbound_service {
         flag("outbound-service", format!("{listen}={authority}"));

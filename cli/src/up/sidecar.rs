@@ -11,7 +11,7 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use remora_core::names::{self, ports};
-use remora_injector::ProxySettings;
+use remora_injector::{ProxySettings, owner};
 use tokio::{process::Command, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +66,7 @@ pub async fn start(
     let proxy = Proxy {
         key: pod.key.clone(),
         settings: settings.clone(),
+        workload: owner(&pod.object).name,
         place,
         token,
         bundle: shared.state.path("proxies").join("trust-bundle.pem"),
@@ -118,6 +119,8 @@ pub async fn watch(
 struct Proxy {
     key: Key,
     settings: ProxySettings,
+    /// What the pod belongs to, by name.
+    workload: String,
     place: Place,
     token: Token,
     bundle: PathBuf,
@@ -154,6 +157,15 @@ impl Proxy {
         let max_header_size = self.settings.max_header_size.to_string();
         command.env(names::env::MAX_HEADER_SIZE, max_header_size);
         command.env(names::env::ACCESS_LOG, self.settings.access_log.to_string());
+        if let Some(format) = self.settings.access_log_format {
+            command.env(names::env::ACCESS_LOG_FORMAT, format.to_string());
+        }
+        if let Some(collector) = &self.settings.trace_collector {
+            let rate = self.settings.trace_sample_rate.to_string();
+            command.env(names::env::TRACE_COLLECTOR, collector.as_str());
+            command.env(names::env::TRACE_SAMPLE_RATE, rate);
+            command.env(names::env::SERVICE_NAME, &self.workload);
+        }
         command
     }
 }
@@ -252,6 +264,7 @@ mod tests {
         let proxy = Proxy {
             key: key.clone(),
             settings: ProxySettings::default(),
+            workload: "orders".to_owned(),
             place: Place { anchor: 1, address: Ipv4Addr::LOCALHOST },
             token: Token { file: dir.path().join("t"), registered: dir.path().join("r") },
             bundle: dir.path().join("bundle"),

@@ -13,6 +13,7 @@ use remora_core::{
 
 use crate::{
     inject::{INIT_CONTAINER, PROXY_CONTAINER},
+    pod::owner,
     proxy_settings::{NativeSidecar, ProxySettings, Resources},
 };
 
@@ -90,6 +91,8 @@ pub struct Plan {
     pub form: Form,
     /// How long the draining proxy may wait: its setting, as far as the pod's own grace period lets it.
     pub grace: Duration,
+    /// What the pod belongs to, by name, where that is known.
+    pub workload: Option<String>,
     /// Probes that the proxy carries out, and that are still to be pointed at it.
     pub probes: Vec<ProxiedProbe>,
     /// Annotations that the pod gets: the namespace's configuration as far as it is in force, so
@@ -244,7 +247,17 @@ pub fn decide(pod: &Pod, namespace: &NamespaceInfo, settings: &Settings) -> Deci
         warnings.extend(cautions::unknown_keys(&merged));
     }
     let annotations = annotations_for(spec, on_pod, &merged, form);
-    Decision::Inject(Box::new(Plan { proxy, scope, form, grace, probes, annotations, warnings }))
+    let workload = Some(owner(pod).name).filter(|name| !name.is_empty());
+    Decision::Inject(Box::new(Plan {
+        proxy,
+        scope,
+        form,
+        grace,
+        workload,
+        probes,
+        annotations,
+        warnings,
+    }))
 }
 
 /// A pod that shares out its own resources has room for what its owner counted; only what an
@@ -410,8 +423,8 @@ mod tests {
         );
         assert_eq!(
             text(decision(&[ON], &[(annotations::ACCESS_LOG, "some")])),
-            "annotation config.remora.io/access-log: \"some\" is no access log; use off, errors or \
-             all (on the pod)"
+            "annotation config.remora.io/access-log: \"some\" is no access log; use off, errors, \
+             sampled or all (on the pod)"
         );
     }
 

@@ -138,6 +138,14 @@ fn environment(plan: &Plan, settings: &Settings) -> Vec<EnvVar> {
     if proxy.access_log != AccessLog::Off {
         variables.push(value(env::ACCESS_LOG, proxy.access_log.to_string()));
     }
+    if let Some(format) = proxy.access_log_format {
+        variables.push(value(env::ACCESS_LOG_FORMAT, format.to_string()));
+    }
+    if let Some(collector) = &proxy.trace_collector {
+        variables.push(value(env::TRACE_COLLECTOR, collector.to_string()));
+        variables.push(value(env::TRACE_SAMPLE_RATE, proxy.trace_sample_rate.to_string()));
+        variables.extend(plan.workload.clone().map(|name| value(env::SERVICE_NAME, name)));
+    }
     if proxy.max_header_size != HeaderSize::default() {
         variables.push(value(env::MAX_HEADER_SIZE, proxy.max_header_size.to_string()));
     }

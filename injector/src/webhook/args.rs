@@ -99,9 +99,18 @@ pub struct Defaults {
     /// Time a draining proxy waits for open requests.
     #[arg(long, value_name = "TIME")]
     shutdown_grace_period: Option<String>,
-    /// Which requests proxies log: off, errors or all.
+    /// Which requests get a line of proxies: off, errors, sampled or all.
     #[arg(long, value_name = "WHICH")]
     access_log: Option<String>,
+    /// How those lines look: text or json.
+    #[arg(long, value_name = "FORMAT")]
+    access_log_format: Option<String>,
+    /// Where proxies send spans, OTLP over gRPC.
+    #[arg(long, value_name = "HOST:PORT")]
+    trace_collector: Option<String>,
+    /// Share of requests that are traced where their caller does not say, 0.0 to 1.0.
+    #[arg(long, value_name = "SHARE")]
+    trace_sample_rate: Option<String>,
     /// Who may call where no policy says otherwise.
     #[arg(long, value_name = "POLICY")]
     default_inbound_policy: Option<String>,
@@ -128,6 +137,9 @@ impl Defaults {
             (annotations::PROXY_MEMORY_LIMIT, &self.proxy_memory_limit),
             (annotations::SHUTDOWN_GRACE_PERIOD, &self.shutdown_grace_period),
             (annotations::ACCESS_LOG, &self.access_log),
+            (annotations::ACCESS_LOG_FORMAT, &self.access_log_format),
+            (annotations::TRACE_COLLECTOR, &self.trace_collector),
+            (annotations::TRACE_SAMPLE_RATE, &self.trace_sample_rate),
             (annotations::DEFAULT_INBOUND_POLICY, &self.default_inbound_policy),
             (annotations::MAX_HEADER_SIZE, &self.max_header_size),
         ];

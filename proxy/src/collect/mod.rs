@@ -23,6 +23,7 @@ use crate::{
         wall::Wall,
     },
     net::admission::Admission,
+    sight::traces::queue::Queue,
     tls::identity::Identity,
 };
 
@@ -39,6 +40,8 @@ pub struct Collector {
     pub identity: Identity,
     /// Places for connections.
     pub admission: Arc<Admission>,
+    /// Spans on their way to the collector of traces.
+    pub spans: Arc<Queue>,
     /// The runtimes of the process, by their threads.
     pub runtimes: Vec<(String, tokio::runtime::Handle)>,
 }

@@ -38,6 +38,7 @@ impl Collector {
         out.counters("remora_identity_cert_refreshes", "Certificates installed", refreshes);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         out.gauges("remora_build_info", "Version", [(version, 1u64)]);
+        self.sight(out);
         self.runtimes(out);
         system(out);
         let start = out.wall().unix(self.metrics.started).as_secs_f64();
@@ -61,6 +62,19 @@ impl Collector {
         let help = "Streams to the control plane that ended: asked to come again, or lost";
         let ended = [([("reason", "asked")], status.asked), ([("reason", "lost")], status.lost)];
         out.counters("remora_discovery_streams_ended", help, ended);
+    }
+
+    fn sight(&self, out: &mut Exposition<'_>) {
+        let [written, dropped] = self.metrics.access_log.each_ref().map(|n| n.load(Relaxed));
+        out.counters("remora_access_log_lines", "Lines of the access log", [(NO_LABELS, written)]);
+        let help = "Lines that were lost: too many waited";
+        out.counters("remora_access_log_dropped", help, [(NO_LABELS, dropped)]);
+        let help = "Spans that the collector has taken";
+        let taken = [(NO_LABELS, self.spans.exported())];
+        out.counters("remora_trace_spans_exported", help, taken);
+        let help = "Spans that were lost: too many waited, or the collector did not take them";
+        let lost = self.spans.lost().map(|(reason, count)| ([("reason", reason)], count));
+        out.counters("remora_trace_spans_dropped", help, lost);
     }
 
     fn runtimes(&self, out: &mut Exposition<'_>) {

@@ -35,6 +35,7 @@ impl World {
             discovery: Discovery::new(Limits::default(), now),
             identity: TestCa::new().identity(&id("orders")),
             admission: Admission::new(10, 10),
+            spans: Arc::default(),
             runtimes: vec![("control".to_owned(), tokio::runtime::Handle::current())],
         };
         Self { collector, version: 0 }
@@ -122,6 +123,9 @@ fn count_everything(world: &mut World) {
         counted.finished(&finished, MS, now);
     }
     metrics.error(Direction::Outbound, Reason::NoEndpoints);
+    metrics.access_log_written(1);
+    metrics.access_log_dropped(1);
+    one(&world.collector.spans.failed);
     metrics.detected(Direction::Inbound, "http/1");
     metrics.detect_took(Direction::Inbound, MS);
     drop(metrics.connection(Direction::Outbound, Tls::None));

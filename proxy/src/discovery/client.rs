@@ -8,12 +8,14 @@
 
 use std::{collections::HashMap, future::Future, path::PathBuf, time::Duration};
 
+use remora_core::telemetry;
 use remora_proto::v1::{
     self as pb, discovery_client::DiscoveryClient, watch_request, watch_response,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
+use tracing::Instrument;
 
 use super::{
     cache::Discovery,
@@ -117,7 +119,13 @@ pub async fn run(
     let mut reporter = Reporter::default();
     loop {
         let began = Instant::now();
-        let (error, lived) = match open(&dial, &hello, &mut rng).await {
+        let span = remora_core::span!("client", "discovery connect");
+        let opened = open(&dial, &hello, &mut rng).instrument(span.clone()).await;
+        if let Err(error) = &opened {
+            telemetry::failed(&span, error);
+        }
+        drop(span);
+        let (error, lived) = match opened {
             Err(error) => (error, None),
             Ok((inbound, outbound)) => {
                 let mut stream = Stream {
@@ -241,6 +249,8 @@ impl Stream<'_> {
     }
 
     fn apply(&mut self, message: pb::WatchResponse) {
+        let span = remora_core::span!("internal", "discovery update");
+        let _entered = span.enter();
         let result = match message.kind {
             Some(watch_response::Kind::Update(update)) => self.update(&update),
             Some(watch_response::Kind::Endpoints(delta)) => self.delta(&delta),
@@ -255,7 +265,10 @@ impl Stream<'_> {
                 }
                 self.discovery.applied();
             }
-            Err(error) => tracing::warn!(%error, "answer not applied; the last good one stays"),
+            Err(error) => {
+                telemetry::failed(&span, &error);
+                tracing::warn!(%error, "answer not applied; the last good one stays");
+            }
         }
     }
 

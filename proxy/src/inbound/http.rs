@@ -50,6 +50,7 @@ impl Requests {
     /// recorded as, it is recorded as here too.
     pub(super) fn begin(&self, fields: &impl Fields, started: Instant) -> Story {
         let mut story = Story::new(started, fields);
+        self.inbound.sight.begin(&mut story, fields);
         if self.arrival.tls == Tls::Mutual {
             let id = fields.get(&DECISION_ID_NAME).and_then(|id| std::str::from_utf8(id).ok());
             story.explained = id.and_then(|id| id.parse().ok());
@@ -106,8 +107,9 @@ impl Requests {
     /// know of it.
     pub(super) fn over(&self, told: Told<'_>, given: &Given) -> Instant {
         let now = self.close(given, told.story.started);
-        if given.failed() || self.inbound.sight.wants(told.story.explained.is_some()) {
-            self.record(told, Ok(Answered::of(given)));
+        let wanted = self.inbound.sight.wants(told.story, given.failed());
+        if wanted.any() {
+            self.record(told, Ok(Answered::of(given, wanted)));
         }
         now
     }

@@ -75,6 +75,8 @@ pub struct Metrics {
     pub(crate) connections: [[AtomicU64; TLS.len()]; 2],
     pub(crate) open: [[AtomicI64; TLS.len()]; 2],
     pub(crate) bytes: [[AtomicU64; 2]; 2],
+    /// Lines of the access log: written, dropped.
+    pub(crate) access_log: [AtomicU64; 2],
     /// Connections to what is outside the mesh.
     pub passed_through: Hosts,
     /// Requests that arrive for the pod's application.
@@ -110,6 +112,7 @@ impl Metrics {
             connections: Default::default(),
             open: Default::default(),
             bytes: Default::default(),
+            access_log: Default::default(),
             passed_through: Hosts::default(),
             inbound: Inbound::new(now),
             events: Events::default(),
@@ -118,6 +121,16 @@ impl Metrics {
             ticks: Ticks::new(now),
             started: now,
         }
+    }
+
+    /// Lines of the access log were written.
+    pub fn access_log_written(&self, lines: u64) {
+        self.access_log[0].fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// Lines of the access log were lost.
+    pub fn access_log_dropped(&self, lines: u64) {
+        self.access_log[1].fetch_add(lines, Ordering::Relaxed);
     }
 
     /// The proxy answered or ended something itself.

@@ -76,8 +76,9 @@ impl Outbound {
         told: Told<'_>,
         given: &Given,
     ) {
-        if given.failed() || self.sight.wants(told.story.explained.is_some()) {
-            self.record((upstream, Some(snapshot)), told, Ok(Answered::of(given)));
+        let wanted = self.sight.wants(told.story, given.failed());
+        if wanted.any() {
+            self.record((upstream, Some(snapshot)), told, Ok(Answered::of(given, wanted)));
         }
     }
 
@@ -173,6 +174,7 @@ impl Requests {
     /// Begins the story of a request whose fields are as they came.
     pub(super) fn begin(&self, fields: &impl Fields, started: Instant) -> Story {
         let mut story = Story::new(started, fields);
+        self.outbound.sight.begin(&mut story, fields);
         if Story::is_asked_for(fields) {
             story.explained = Some(self.outbound.sight.id());
         }

@@ -4,15 +4,19 @@
 //! Every request has a story, which costs a few words on its way. A record, which costs much more,
 //! is made of failures, of one in [`SAMPLE`] of the others, of those whose caller asked
 //! ([`names::headers::EXPLAIN`]), and of all while somebody listens ([`Sight::listen`]).
+//! Lines of the [`access_log`] and the spans of [`traces`] are made then too, where they are wanted.
 //!
 //! [`names::headers::EXPLAIN`]: remora_core::names::headers::EXPLAIN
 
+pub mod access_log;
 pub mod filter;
 pub mod id;
 pub mod record;
 mod ring;
+mod semantic;
 pub mod story;
 pub mod trace;
+pub mod traces;
 
 use std::{
     sync::{
@@ -28,12 +32,15 @@ use remora_core::names::headers::DECISION_ID;
 use tokio::{sync::broadcast, time::Instant};
 
 use self::{
+    access_log::AccessLog,
     filter::Filter,
     id::{DecisionId, Ids},
     record::{Decision, Finished, Refused, Shown},
     ring::Ring,
     story::Story,
+    traces::Tracer,
 };
+use crate::fields::Fields;
 
 /// [`DECISION_ID`] as a name.
 pub static DECISION_ID_NAME: HeaderName = HeaderName::from_static(DECISION_ID);
@@ -58,6 +65,27 @@ pub struct Sight {
     /// Requests that did not fail.
     finished: AtomicU64,
     taps: broadcast::Sender<Arc<Decision>>,
+    log: Option<AccessLog>,
+    tracer: Option<Tracer>,
+}
+
+/// What is to be made of a request that is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// A record.
+    pub record: bool,
+    /// A line in the access log.
+    pub line: bool,
+    /// Spans.
+    pub spans: bool,
+}
+
+impl Wanted {
+    /// Whether there is anything to do.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.record || self.line || self.spans
+    }
 }
 
 /// Says what time it is, since 1970.
@@ -74,6 +102,27 @@ impl Sight {
             others: Mutex::new(Ring::new(MAX_OTHERS)),
             finished: AtomicU64::new(0),
             taps: broadcast::Sender::new(MAX_WAITING),
+            log: None,
+            tracer: None,
+        }
+    }
+
+    /// With an access log.
+    #[must_use]
+    pub fn logging(self, log: Option<AccessLog>) -> Self {
+        Self { log, ..self }
+    }
+
+    /// With traces.
+    #[must_use]
+    pub fn tracing(self, tracer: Option<Tracer>) -> Self {
+        Self { tracer, ..self }
+    }
+
+    /// Decides whether a request is traced, by its fields as they came.
+    pub fn begin(&self, story: &mut Story, fields: &impl Fields) {
+        if let Some(tracer) = &self.tracer {
+            tracer.begin(story, fields);
         }
     }
 
@@ -83,17 +132,43 @@ impl Sight {
         self.ids.next()
     }
 
-    /// Whether somebody wants a record of a request that did not fail. To be asked once for each.
+    /// What somebody wants of a request that is over. To be asked once for each that did not fail.
     #[must_use]
-    pub fn wants(&self, explained: bool) -> bool {
-        let sampled = self.finished.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE);
-        sampled || explained || self.taps.receiver_count() > 0
+    pub fn wants(&self, story: &Story, failed: bool) -> Wanted {
+        let kept = failed || self.chooses() || story.explained.is_some();
+        Wanted {
+            record: kept || self.taps.receiver_count() > 0,
+            line: self.log.as_ref().is_some_and(|log| log.wants(failed, kept)),
+            spans: self.tracer.is_some() && story.trace.is_some_and(|context| context.sampled),
+        }
     }
 
-    /// Records a request that is over.
+    fn chooses(&self) -> bool {
+        self.finished.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE)
+    }
+
+    /// Makes what is wanted of a request that is over.
     pub fn finished(&self, id: DecisionId, finished: &Finished<'_>) {
+        let wanted = match finished.result {
+            Ok(answered) => answered.wanted,
+            Err(_) => self.wants(finished.story, true),
+        };
+        let now = (self.clock)();
+        let recorded = wanted.record.then_some(id);
+        if let Some(log) = self.log.as_ref().filter(|_| wanted.line) {
+            log.write(now, recorded, finished);
+        }
+        if let Some(tracer) = self.tracer.as_ref().filter(|_| wanted.spans) {
+            tracer.ended(now, recorded, finished);
+        }
+        if wanted.record {
+            self.record(id, now, finished);
+        }
+    }
+
+    fn record(&self, id: DecisionId, now: Duration, finished: &Finished<'_>) {
         let at = finished.ended;
-        let unix_ms = u64::try_from((self.clock)().as_millis()).unwrap_or(u64::MAX);
+        let unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let decision = Arc::new(Decision::new(id, unix_ms, finished));
         let ring = if decision.failed() { &self.failures } else { &self.others };
         ring.lock().push(at, Arc::clone(&decision));

@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::{
+    Wanted,
     id::DecisionId,
     story::{Attempt, Outcome, Story, verdict_word},
 };
@@ -121,17 +122,19 @@ pub struct Answered {
     pub grpc: Option<u32>,
     /// Whether it counts as a failure of the one who gave it.
     pub failure: bool,
+    /// What somebody wants of it.
+    pub wanted: Wanted,
 }
 
 impl Answered {
     /// A response as it is counted.
     #[must_use]
-    pub fn of(given: &Given) -> Self {
+    pub fn of(given: &Given, wanted: Wanted) -> Self {
         let grpc = match given.rpc {
             Rpc::Said(code) => Some(code),
             Rpc::No | Rpc::Unsaid => None,
         };
-        Self { status: given.status, grpc, failure: given.failed() }
+        Self { status: given.status, grpc, failure: given.failed(), wanted }
     }
 }
 
@@ -432,7 +435,7 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// The beginning of a text, at a character's end.
-fn cut(text: &str) -> &str {
+pub(super) fn cut(text: &str) -> &str {
     let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
     &text[..ends.take_while(|end| *end <= MAX_TEXT).last().unwrap_or(0)]
 }

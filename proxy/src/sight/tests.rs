@@ -2,7 +2,7 @@ use http::{HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::{
-    Filter, MAX_FAILURES, SAMPLE, Sight,
+    Filter, MAX_FAILURES, SAMPLE, Sight, Wanted,
     record::{About, Answered, Finished, Refused},
     story::Story,
     testing::sight,
@@ -16,6 +16,7 @@ fn end(sight: &Sight, path: &str, result: Result<u16, &Error>) {
         status: StatusCode::from_u16(status).unwrap(),
         grpc: None,
         failure: status >= 500,
+        wanted: Wanted { record: true, ..Wanted::default() },
     });
     let method = Method::GET;
     let finished = Finished {
@@ -74,13 +75,15 @@ async fn successes_do_not_push_out_failures() {
 #[test]
 fn one_success_in_many_is_wanted_and_every_one_that_is_asked_for() {
     let sight = sight();
-    let wanted = (0..10 * SAMPLE).filter(|_| sight.wants(false)).count();
+    let mut story = Story::new(Instant::now(), &HeaderMap::new());
+    let wanted = (0..10 * SAMPLE).filter(|_| sight.wants(&story, false).any()).count();
     assert_eq!(wanted, 10);
-    assert!((0..5).all(|_| sight.wants(true)));
     let heard = sight.listen();
-    assert!((0..5).all(|_| sight.wants(false)));
+    assert!((0..5).all(|_| sight.wants(&story, false).record));
     drop(heard);
-    assert!((1..SAMPLE / 2).all(|_| !sight.wants(false)));
+    assert!((1..SAMPLE / 2).all(|_| !sight.wants(&story, false).any()));
+    story.explained = Some(sight.id());
+    assert!((0..5).all(|_| sight.wants(&story, false).record));
 }
 
 #[tokio::test(start_paused = true)]

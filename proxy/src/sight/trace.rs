@@ -13,9 +13,9 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub struct TraceContext {
     /// The trace.
     pub trace: TraceId,
-    /// The caller's span; never zero.
+    /// The caller's span; 0 where the trace begins here.
     pub parent: u64,
-    /// Whether the caller records.
+    /// Whether it is recorded.
     pub sampled: bool,
 }
 
@@ -42,7 +42,7 @@ impl TraceContext {
     }
 }
 
-fn hex(text: &str, digits: usize) -> Option<u128> {
+pub(super) fn hex(text: &str, digits: usize) -> Option<u128> {
     let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     let well = text.len() == digits && text.bytes().all(lower);
     well.then(|| u128::from_str_radix(text, 16).ok()).flatten()

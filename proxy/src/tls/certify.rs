@@ -8,11 +8,13 @@ use std::{
 };
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use remora_core::telemetry;
 use remora_proto::v1::{self as pb, identity_client::IdentityClient};
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject,
 };
 use tonic::transport::Channel;
+use tracing::Instrument;
 use zeroize::Zeroizing;
 
 use super::{
@@ -183,13 +185,17 @@ async fn obtain_patiently(
     loop {
         // What was asked for until now, this attempt answers.
         identity.forget_renewal().await;
-        let error = match obtain(identity, settings, control_plane, rng, &mut noted).await {
+        let span = remora_core::span!("client", "identity certify");
+        let obtained = obtain(identity, settings, control_plane, rng, &mut noted);
+        let error = match obtained.instrument(span.clone()).await {
             Ok((certificate, bundle)) => match identity.install(certificate.clone(), bundle) {
                 Ok(()) => return certificate,
                 Err(error) => error.into(),
             },
             Err(error) => error,
         };
+        telemetry::failed(&span, &error);
+        drop(span);
         let now = tokio::time::Instant::now();
         if reported.is_none_or(|last| now.duration_since(last) >= REPORT) {
             reported = Some(now);

@@ -159,8 +159,9 @@ impl ControlPlane {
     ) -> Result<Channel, ChannelError> {
         let authority = || self.authority.clone();
         let connect = async {
-            let tcp = self.dial_address(address).await.map_err(|problem| {
-                ChannelError::Connect { authority: authority(), problem: Arc::new(problem) }
+            let tcp = tcp(address, self.mark).await.map_err(|problem| ChannelError::Connect {
+                authority: authority(),
+                problem: Arc::new(problem),
             })?;
             let stream = self.handshake(config, address, tcp).await?;
             channel_over(stream).await.map_err(|error| ChannelError::Http2 {
@@ -172,17 +173,6 @@ impl ControlPlane {
         tokio::time::timeout(within, connect)
             .await
             .map_err(|_| ChannelError::Timeout { authority: authority() })?
-    }
-
-    async fn dial_address(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        let options = SockRef::from(&socket);
-        if let Some(mark) = self.mark {
-            options.set_mark(mark)?;
-        }
-        options.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
-        socket.set_nodelay(true)?;
-        socket.connect(address).await
     }
 
     async fn handshake(
@@ -203,6 +193,18 @@ impl ControlPlane {
         stream.fill_buf().await.map_err(failed)?;
         Ok(stream)
     }
+}
+
+/// A connection with keep-alive; `mark` exempts it from redirection, where one is used.
+pub(crate) async fn tcp(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let options = SockRef::from(&socket);
+    if let Some(mark) = mark {
+        options.set_mark(mark)?;
+    }
+    options.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE))?;
+    socket.set_nodelay(true)?;
+    socket.connect(address).await
 }
 
 /// HTTP/2 over one connection that is there already; it is not replaced when it ends.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "clippy sees only the tests themselves as tests")]
 
+mod access_log;
 mod balance;
 mod change;
 mod decisions;
@@ -22,3 +23,4 @@ mod sharing;
 mod tcp;
 mod timeouts;
 mod topology;
+mod tracing;

@@ -141,6 +141,8 @@ fn written(read: &ProxySettings, map: &BTreeMap<String, String>) -> BTreeMap<Str
         (annotations::SKIP_SUBNETS, subnets.join(",")),
         (annotations::DEFAULT_INBOUND_POLICY, read.default_inbound_policy.to_string()),
         (annotations::MAX_HEADER_SIZE, read.max_header_size.to_string()),
+        (annotations::ACCESS_LOG, read.access_log.to_string()),
+        (annotations::TRACE_SAMPLE_RATE, read.trace_sample_rate.to_string()),
     ] {
         written.insert(key.to_owned(), value);
     }
