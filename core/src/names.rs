@@ -91,6 +91,12 @@ pub mod headers {
     pub const ATTEMPT: &str = "remora-attempt";
 }
 
+/// Pages of the project's documentation that programs point to, by their path in the project's tree.
+pub mod docs {
+    /// Each reason word has a section of its name: `docs/reasons.md#no-endpoints`.
+    pub const REASONS: &str = "docs/reasons.md";
+}
+
 /// Annotations and the label that mirrors one of them.
 pub mod annotations {
     /// `enabled` or `disabled`, on a namespace or a pod template; the pod wins.

@@ -136,7 +136,7 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The client's request cannot be forwarded.
+    /// The body of the client's request breaks a rule, or off; its head has left by then.
     #[error("bad request: {0}")]
     BadRequest(&'static str),
     /// The head of the client's request is not one that is forwarded.
@@ -178,7 +178,7 @@ impl Error {
             Self::UpstreamReset { sent, .. } => *sent,
             Self::RequestTimeout(_) | Self::ResponseTimeout(_) => Sent::Maybe,
             Self::StreamReset { .. } => Sent::Maybe,
-            Self::ClientIdle(_) | Self::UpstreamIdle(_) => Sent::Maybe,
+            Self::ClientIdle(_) | Self::UpstreamIdle(_) | Self::BadRequest(_) => Sent::Maybe,
             Self::BadResponse { .. } => Sent::Yes,
             _ => Sent::No,
         }
@@ -317,6 +317,9 @@ reasons! {
     Loop = "loop", "The destination is the proxy itself.";
 }
 
+#[cfg(test)]
+#[path = "error_page_tests.rs"]
+mod page_tests;
 #[cfg(test)]
 mod tests {
     use super::*;

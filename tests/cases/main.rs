@@ -2,6 +2,7 @@
 
 mod corpus;
 mod kube;
+mod monitoring;
 mod policy;
 mod proxy;
 mod routes;

@@ -1,24 +1,36 @@
 //! Answers that the proxy makes itself: the one place where errors become responses.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
-use remora_core::names::headers::PROXY_ERROR;
+use remora_core::names::{docs::REASONS, headers::PROXY_ERROR};
 
-use crate::{error::Error, fields::Fields};
+use crate::{
+    error::{Error, Reason},
+    fields::Fields,
+};
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// The response for an error; in gRPC's form (status in a trailers-only head) where the request
-/// was gRPC.
+/// The response for an error, with where to read on; in gRPC's form (status in a trailers-only head)
+/// where the request was gRPC.
+///
+/// Where to read on is a path in the text. A field `Link` (RFC 8288) would be resolved against the
+/// request's own URL, and lead to a page that the application does not have.
 #[must_use]
 pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
-    let reason = HeaderValue::from_static(error.reason().as_str());
-    let text = if grpc { Bytes::new() } else { Bytes::from(format!("{error}\n")) };
+    let reason = error.reason();
+    let text = match grpc {
+        true => Bytes::new(),
+        false => Bytes::from(format!("{error}\nsee {REASONS}#{}\n", reason.as_str())),
+    };
     let mut response = Response::new(text);
     let headers = response.headers_mut();
-    headers.insert(HeaderName::from_static(PROXY_ERROR), reason);
+    let word = HeaderValue::from_static(reason.as_str());
+    headers.insert(HeaderName::from_static(PROXY_ERROR), word);
     if grpc {
-        self::grpc(headers, error.grpc_status(), &error.to_string());
+        self::grpc(headers, error.grpc_status(), &sentence(error, reason));
         return response;
     }
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -27,6 +39,12 @@ pub fn error(error: &Error, grpc: bool) -> Response<Bytes> {
     }
     *response.status_mut() = error.status();
     response
+}
+
+/// What goes into `grpc-message`: most of gRPC's libraries show it, and the field with the reason they
+/// do not.
+pub(super) fn sentence(problem: impl Display, reason: Reason) -> String {
+    format!("{problem} (see {REASONS}#{})", reason.as_str())
 }
 
 /// Makes a head one that says how a gRPC call ended, without messages.
@@ -74,6 +92,10 @@ mod tests {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()[PROXY_ERROR], "no-endpoints");
+        let message = response.headers()["grpc-message"].to_str().unwrap();
+        assert!(message.starts_with("a/b:1 has no endpoints;"), "{message}");
+        assert!(message.ends_with(" (see docs/reasons.md#no-endpoints)"), "{message}");
+        assert!(response.body().is_empty());
         assert_eq!(grpc_message("50 % é"), "50 %25 %C3%A9");
     }
 
@@ -83,5 +105,16 @@ mod tests {
         let response = super::error(&e, false);
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+    }
+
+    #[test]
+    fn the_text_is_one_line_of_what_is_wrong_and_one_of_where_to_read_on() {
+        let response = super::error(&Error::BadRequest("its chunk size is no number"), false);
+        let text = std::str::from_utf8(response.body()).unwrap();
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        assert_eq!(
+            lines,
+            ["bad request: its chunk size is no number\n", "see docs/reasons.md#bad-request\n"]
+        );
     }
 }

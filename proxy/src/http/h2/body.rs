@@ -288,7 +288,8 @@ fn last_word(error: &BodyError) -> Option<HeaderMap> {
     };
     let mut trailers = HeaderMap::with_capacity(3);
     trailers.insert("grpc-status", HeaderValue::from(code));
-    if let Ok(message) = HeaderValue::try_from(answer::grpc_message(&error.to_string())) {
+    let sentence = answer::sentence(error, reason);
+    if let Ok(message) = HeaderValue::try_from(answer::grpc_message(&sentence)) {
         trailers.insert("grpc-message", message);
     }
     trailers.insert(PROXY_ERROR, HeaderValue::from_static(reason.as_str()));
