@@ -9,14 +9,13 @@ use std::{
 };
 
 use remora_control_plane::identity::{bundle, ca::NewRoot};
-use remora_core::{
-    names::{TRUST_DOMAIN, annotations::INJECTED},
-    settings::HeaderSize,
-};
+use remora_core::{names::TRUST_DOMAIN, settings::HeaderSize};
 use remora_proxy::config::{InboundForward, OutboundService, Sight};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+
+pub use pod::Pod;
 
 use crate::{
     address::Block,
@@ -26,14 +25,14 @@ use crate::{
     wire::App,
 };
 
-/// Namespace of everything.
+mod pod;
+
+/// Namespace of everything but the pods that are put elsewhere.
 pub const NAMESPACE: &str = "shop";
 /// Port of every Service.
 pub const SERVICE_PORT: u16 = 80;
 /// Port of every pod, where callers dial.
 pub const POD_PORT: u16 = 8080;
-/// Where the application of a pod with a sidecar listens, behind it.
-const APP_PORT: u16 = 9080;
 /// First port of the outbound listeners.
 const ENTRY_PORT: u16 = 5000;
 
@@ -64,47 +63,6 @@ pub struct Mesh {
 struct Plane {
     stop: CancellationToken,
     thread: JoinHandle<anyhow::Result<()>>,
-}
-
-/// One pod.
-#[derive(Debug, Clone)]
-pub struct Pod {
-    /// Its name, and that of its ServiceAccount.
-    pub name: String,
-    /// The Service that selects it.
-    pub service: String,
-    /// Its address.
-    pub ip: Ipv4Addr,
-    /// Whether it has a sidecar, as the manifests say.
-    pub meshed: bool,
-    /// Its annotations.
-    pub annotations: Vec<(String, String)>,
-    /// Path of its readiness probe.
-    pub probe: Option<String>,
-    /// Its node and its zone; empty where the manifest does not say.
-    pub place: (String, String),
-    /// Whether its probes hold.
-    pub ready: bool,
-}
-
-impl Pod {
-    /// Where callers dial.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((self.ip, POD_PORT))
-    }
-
-    /// Where the application listens.
-    #[must_use]
-    pub fn app(&self) -> SocketAddr {
-        SocketAddr::from((self.ip, if self.meshed { APP_PORT } else { POD_PORT }))
-    }
-
-    /// Its SPIFFE id.
-    #[must_use]
-    pub fn identity(&self) -> String {
-        format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{}", self.name)
-    }
 }
 
 impl Default for Mesh {
@@ -198,45 +156,15 @@ impl Mesh {
         annotations: &[(&str, &str)],
     ) -> Pod {
         let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
-        let pod = Pod {
-            name: name.to_owned(),
-            service: service.to_owned(),
-            ip: self.block.next(),
-            meshed,
-            annotations: annotations.iter().map(own).collect(),
-            probe: None,
-            place: Default::default(),
-            ready: true,
-        };
+        let annotations = annotations.iter().map(own).collect();
+        let pod = Pod { meshed, annotations, ..Pod::at(self.block.next(), name, service) };
         self.write_pod(&pod);
         pod
     }
 
     /// Writes a pod as it is now.
     pub fn write_pod(&self, pod: &Pod) {
-        let own = pod.annotations.iter().map(|(k, v)| (k.clone(), json!(v)));
-        let mut annotations: serde_json::Map<String, Value> = own.collect();
-        if pod.meshed {
-            annotations.insert(INJECTED.to_owned(), json!("test"));
-        }
-        let probe =
-            pod.probe.as_ref().map(|path| json!({"httpGet": {"path": path, "port": POD_PORT}}));
-        let (node, zone) = &pod.place;
-        let mut labels = serde_json::Map::from_iter([("app".to_owned(), json!(pod.service))]);
-        if !zone.is_empty() {
-            labels.insert("topology.kubernetes.io/zone".to_owned(), json!(zone));
-        }
-        let ready = if pod.ready { "True" } else { "False" };
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": pod.name, "namespace": NAMESPACE,
-                         "labels": labels, "annotations": annotations},
-            "spec": {"serviceAccountName": pod.name, "nodeName": node, "containers": [
-                {"name": "app", "ports": [{"containerPort": POD_PORT}], "readinessProbe": probe}]},
-            "status": {"phase": "Running", "podIP": pod.ip, "podIPs": [{"ip": pod.ip}],
-                       "conditions": [{"type": "Ready", "status": ready}]},
-        });
-        self.write_raw(&format!("pod-{}", pod.name), &object.to_string());
+        self.write_raw(&format!("pod-{}", pod.name), &pod.manifest().to_string());
     }
 
     /// Takes a pod out of the manifests.
@@ -461,7 +389,8 @@ impl Mesh {
                 None => format!("{service}.{NAMESPACE}:{SERVICE_PORT}"),
             },
         };
-        let forward = InboundForward { listen: pod.address(), target: at(APP_PORT) };
+        let forward = |port: &u16| InboundForward { listen: at(*port), target: pod.app_at(*port) };
+        let forwards = pod.ports.iter().filter(|_| pod.meshed).map(forward);
         remora_proxy::config::Args {
             outbound_listen: vec![at(4140)],
             inbound_listen: vec![at(4143)],
@@ -470,7 +399,7 @@ impl Mesh {
             control_plane_id: None,
             trust_bundle: self.bundle(),
             token_file: self.token(pod, account),
-            pod_namespace: NAMESPACE.to_owned(),
+            pod_namespace: pod.namespace.clone(),
             pod_name: pod.name.clone(),
             pod_ips: vec![pod.ip.into()],
             node: pod.place.0.clone(),
@@ -485,7 +414,7 @@ impl Mesh {
             snapshot: None,
             sight: self.sight.clone(),
             outbound_service: (ENTRY_PORT..).zip(calls).map(entry).collect(),
-            inbound_forward: if pod.meshed { vec![forward] } else { Vec::new() },
+            inbound_forward: forwards.collect(),
         }
     }
 
@@ -495,7 +424,7 @@ impl Mesh {
         let token: String = (0..32).map(|_| format!("{:02x}", rng.u8(..))).collect();
         let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
         let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        let who = json!({"namespace": NAMESPACE, "serviceAccount": account, "pod": pod.name});
+        let who = json!({"namespace": pod.namespace, "serviceAccount": account, "pod": pod.name});
         let registered = self.dir.path().join("tokens").join(format!("{hash}.json"));
         std::fs::write(registered, who.to_string()).expect("a registered token");
         let file = self.dir.path().join("pods").join(format!("{}.token", pod.name));

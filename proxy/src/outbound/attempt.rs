@@ -297,9 +297,10 @@ impl<'a> Exchange<'a> {
         let stop = (Verdict::Stop(StopReason::NotRetryable), Pushback::None);
         let (sent, answer, pushback) = match result {
             Ok(_) if policy.is_none() => return stop,
-            Ok(Answered { answer, .. }) => {
+            Ok(Answered { answer, guard }) => {
                 let seen = verdict::seen_by_client(answer, facts.grpc);
-                (Sent::Yes, seen, Pushback::read(seen, answer.fields()))
+                let sent = verdict::sent(guard.endpoint(), answer.fields());
+                (sent, seen, Pushback::read(seen, answer.fields()))
             }
             Err(Unanswered { why: NoAnswer::Error(error), send: Some(_) }) => {
                 let seen = if facts.grpc {

@@ -8,7 +8,7 @@ use remora_core::names::headers::PROXY_ERROR;
 use super::call::Answer;
 use crate::{
     balance::{
-        retry::Answer as Seen,
+        retry::{Answer as Seen, Sent},
         stats::{FailureKind, Outcome},
     },
     discovery::Endpoint,
@@ -78,10 +78,51 @@ fn number<N: std::str::FromStr>(value: &[u8]) -> Option<N> {
 }
 
 /// The inbound proxy of an endpoint says that the request did not get through to the application.
-/// Only a peer that proved its identity is believed.
 pub(super) fn not_delivered(endpoint: &Endpoint, fields: &impl Fields) -> Option<Error> {
-    endpoint.identity.as_ref()?;
-    let reason = Reason::from_word(fields.get(&REASON)?)?;
+    let reason = said_by_proxy(endpoint, fields)?;
     matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded)
         .then_some(Error::NotDelivered { addr: endpoint.addr, reason })
+}
+
+/// Whether an answer is the application's. Where its connection broke, the inbound proxy of the endpoint
+/// answers in its place, and that is no more of an answer than a connection of ours that breaks.
+pub(super) fn sent(endpoint: &Endpoint, fields: &impl Fields) -> Sent {
+    match said_by_proxy(endpoint, fields) {
+        Some(Reason::UpstreamReset) => Sent::Maybe,
+        _ => Sent::Yes,
+    }
+}
+
+/// Why the inbound proxy of an endpoint answered in the application's place. Only a peer that proved its
+/// identity is believed.
+fn said_by_proxy(endpoint: &Endpoint, fields: &impl Fields) -> Option<Reason> {
+    endpoint.identity.as_ref()?;
+    Reason::from_word(fields.get(&REASON)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+    use remora_proto::v1 as pb;
+
+    use super::*;
+
+    fn endpoint(identity: &str) -> Endpoint {
+        let address = Some(pb::SocketAddress { ip: vec![10, 0, 0, 1], port: 80 });
+        let identity = identity.to_owned();
+        let wire = pb::Endpoint { address, identity, ..pb::Endpoint::default() };
+        Endpoint::parse(&wire, tokio::time::Instant::now().into_std()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_the_applications_unless_its_proxy_says_that_the_connection_broke() {
+        let meshed = endpoint("spiffe://cluster.local/ns/shop/sa/orders");
+        let saying =
+            |word| HeaderMap::from_iter([(REASON.clone(), HeaderValue::from_static(word))]);
+        assert_eq!(sent(&meshed, &saying("upstream-reset")), Sent::Maybe);
+        assert_eq!(sent(&meshed, &saying("denied")), Sent::Yes);
+        assert_eq!(sent(&meshed, &HeaderMap::new()), Sent::Yes);
+        // Nobody vouches for what a stranger says.
+        assert_eq!(sent(&endpoint(""), &saying("upstream-reset")), Sent::Yes);
+    }
 }

@@ -83,3 +83,81 @@ async fn one_of_two_replicas_says_what_became_of_a_route_and_the_other_goes_on()
     second.end().await;
     assert_eq!(cluster.api.refused(), [], "the installed role suffices");
 }
+
+/// What the conformance suite of Gateway API waits for in an entry: it is about this parent, as the
+/// route writes it, every condition of it is about this version, and these hold.
+fn entry(api: &ApiServer, plural: &str, namespace: &str, parent: &Value) -> Option<Vec<String>> {
+    let object = api.object(plural, namespace, "r")?;
+    let entries = object["status"]["parents"].as_array()?;
+    let is_ours = |e: &&Value| {
+        e["controllerName"] == "remora.io/mesh-controller" && e["parentRef"] == *parent
+    };
+    let [ours] = entries.iter().filter(is_ours).collect::<Vec<_>>()[..] else { return None };
+    let conditions = ours["conditions"].as_array()?;
+    let generation = &object["metadata"]["generation"];
+    let current = conditions.iter().all(|c| c["observedGeneration"] == *generation);
+    let shown = |c: &Value| {
+        let text = |field: &str| c[field].as_str().unwrap_or_default().to_owned();
+        format!("{}={}:{}", text("type"), text("status"), text("reason"))
+    };
+    current.then(|| conditions.iter().map(shown).collect())
+}
+
+#[tokio::test]
+async fn every_parent_of_every_kind_gets_the_entry_that_the_conformance_suite_waits_for() {
+    let parent = |more: Value| {
+        let mut parent = json!({"group": "", "kind": "Service", "name": "cart"});
+        parent.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parent
+    };
+    let cases = [
+        ("httproutes", "HTTPRoute", NAMESPACE, vec![parent(json!({}))]),
+        ("httproutes", "HTTPRoute", "consumer", vec![parent(json!({"namespace": NAMESPACE}))]),
+        (
+            "grpcroutes",
+            "GRPCRoute",
+            NAMESPACE,
+            vec![parent(json!({"port": 7070})), parent(json!({"sectionName": "more"}))],
+        ),
+    ];
+    let cluster = Cluster::install().await;
+    cluster.api.serve_gateway_api();
+    let plane = cluster.control_plane(&[]).await;
+    plane.ready().await;
+    for namespace in [NAMESPACE, "consumer"] {
+        cluster.api.namespace(namespace, &[]);
+    }
+    let mut cart = service("cart");
+    cart["spec"]["ports"] = json!([
+        {"name": "http", "port": 80}, {"name": "grpc", "port": 7070}, {"name": "more", "port": 7071}]);
+    cluster.api.put(cart);
+    let rules = |backend: &str| {
+        let backend = json!({"name": backend, "namespace": NAMESPACE, "port": 80});
+        json!([{"backendRefs": [backend]}])
+    };
+    for (_, kind, namespace, parents) in &cases {
+        cluster.api.put(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+            "metadata": {"namespace": namespace, "name": "r", "generation": 1},
+            "spec": {"parentRefs": parents, "rules": rules("cart")},
+        }));
+    }
+    let until = async |wanted: [&str; 2]| {
+        for (plural, _, namespace, parents) in &cases {
+            for parent in parents {
+                let what = format!("an entry of {plural} {namespace}/r about {parent}");
+                let told = |api: &ApiServer| {
+                    entry(api, plural, namespace, parent).filter(|told| *told == wanted)
+                };
+                cluster.api.until(&what, told).await;
+            }
+        }
+    };
+    until(["Accepted=True:Accepted", "ResolvedRefs=True:ResolvedRefs"]).await;
+    let gone = json!({"metadata": {"generation": 2}, "spec": {"rules": rules("gone")}});
+    for (plural, _, namespace, _) in &cases {
+        cluster.api.merge(plural, namespace, "r", gone.clone());
+    }
+    until(["Accepted=True:Accepted", "ResolvedRefs=False:BackendNotFound"]).await;
+    plane.end().await;
+}

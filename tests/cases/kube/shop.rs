@@ -85,16 +85,7 @@ impl Shop {
             "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
                        "conditions": [{"type": "Ready", "status": "True"}]},
         }));
-        Pod {
-            name: name.to_owned(),
-            service: service.to_owned(),
-            ip,
-            meshed: true,
-            annotations: Vec::new(),
-            probe: None,
-            place: Default::default(),
-            ready: true,
-        }
+        Pod::at(ip, name, service)
     }
 
     /// Writes the one EndpointSlice of a Service.

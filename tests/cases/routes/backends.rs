@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::shop::{Ask, Shop, WAYS, Way, of_kind, route, to, weighted};
-use remora_tests::mesh::Mesh;
+use remora_tests::{
+    mesh::Mesh,
+    wire::{App, Wire},
+};
 
 /// A Service of another namespace with one pod without a sidecar, which the application is put into.
 pub(super) fn elsewhere(mesh: &Mesh, namespace: &str, name: &str) -> std::net::SocketAddr {
@@ -146,4 +149,36 @@ async fn a_grant_for_one_kind_of_route_is_none_for_another() {
     let shop = Shop::in_mesh(mesh, &[], &objects, &["orders"]).await;
     assert_eq!(shop.ask(Way::H2, &Ask::get("/")).await.status, 500);
     assert_eq!(bank.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_backend_that_is_said_to_speak_http_2_is_spoken_to_in_it() {
+    let mesh = Mesh::new();
+    mesh.service_speaking("v1", "kubernetes.io/h2c");
+    let objects = [route("r", json!([{"backendRefs": [to("v1")]}]))];
+    let shop = Shop::in_mesh(mesh, &["v1"], &objects, &["orders"]).await;
+    let told = shop.ask(Way::H2, &Ask::get("/")).await;
+    assert_eq!((told.service(), told.got("version")), ("v1", "HTTP/2.0"));
+}
+
+#[tokio::test]
+async fn websockets_reach_the_backend_of_a_route() {
+    let mesh = Mesh::new();
+    mesh.service_speaking("chat", "kubernetes.io/ws");
+    let pod = mesh.pod("chat-1", "chat");
+    let app = App::listen(pod.app()).await;
+    let objects = [route("r", json!([{"backendRefs": [to("chat")]}]))];
+    let shop = Shop::in_mesh(mesh, &[], &objects, &["orders"]).await;
+    let _sidecar = shop.mesh.sidecar(&pod, &[]).await;
+    let mut client = Wire::dial(shop.client.entry("orders")).await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    client.send(format!("GET /chat HTTP/1.1\r\nHost: orders\r\n{upgrade}\r\n")).await;
+    let mut server = app.accept().await;
+    assert_eq!(server.head().await.get("upgrade"), Some("websocket"));
+    server.send(format!("HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n")).await;
+    assert_eq!(client.head().await.status(), 101);
+    client.send("a frame").await;
+    server.expect("a frame").await;
+    server.send("and back").await;
+    client.expect("and back").await;
 }

@@ -172,6 +172,45 @@ async fn a_rewrite_changes_host_and_path_and_leaves_the_query() {
     }
 }
 
+/// As HTTPRouteBackendURLRewrite and HTTPRouteBackendRequestRedirect of the conformance suite.
+#[tokio::test]
+async fn a_backend_redirects_or_rewrites_what_falls_to_it() {
+    let rule = |prefix: &str, filter: Value| {
+        json!({
+            "matches": [{"path": {"type": "PathPrefix", "value": prefix}}],
+            "backendRefs": [{"name": "v1", "port": 80, "filters": [filter]}],
+        })
+    };
+    let full = json!({"path": {"type": "ReplaceFullPath", "replaceFullPath": "/new"}});
+    let prefix = json!({"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/other"}});
+    let rewrite = |rewrite: &Value| json!({"type": "URLRewrite", "urlRewrite": rewrite});
+    let redirect = |to: &Value| json!({"type": "RequestRedirect", "requestRedirect": to});
+    let rules = json!([
+        rule("/full", rewrite(&full)),
+        rule("/prefix", rewrite(&prefix)),
+        rule("/moved/full", redirect(&full)),
+        rule("/moved/prefix", redirect(&prefix)),
+    ]);
+    let shop = Shop::start(&["v1"], &[route("r", rules)]).await;
+    for way in WAYS {
+        for (target, path) in [("/full/a?b=c", "/new?b=c"), ("/prefix/a?b=c", "/other/a?b=c")] {
+            let told = shop.ask(way, &Ask::get(target)).await;
+            assert_eq!((told.service(), told.got("path")), ("v1", path), "{way:?} {target}");
+        }
+    }
+    let served = shop.seen("v1");
+    for way in WAYS {
+        for (target, location) in [
+            ("/moved/full/a?b=c", "http://orders/new?b=c"),
+            ("/moved/prefix/a?b=c", "http://orders/other/a?b=c"),
+        ] {
+            let told = shop.ask(way, &Ask::get(target)).await;
+            assert_eq!((told.status, told.header("location")), (302, vec![location]), "{way:?}");
+        }
+    }
+    assert_eq!(shop.seen("v1"), served);
+}
+
 fn mirror(to: &str, share: Value) -> Value {
     let mut mirror = json!({"backendRef": {"name": to, "port": 80}});
     for (field, value) in share.as_object().unwrap() {

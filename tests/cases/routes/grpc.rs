@@ -8,7 +8,7 @@ use remora_tests::{
 };
 use serde_json::{Value, json};
 
-use super::shop::{Shop, of_kind, to, weighted};
+use super::shop::{Shop, Told, of_kind, to, weighted};
 
 /// One call of `/service/method`, and how it ended.
 async fn call(shop: &Shop, path: &str, fields: &[(&str, &str)]) -> Ended {
@@ -26,9 +26,9 @@ async fn call(shop: &Shop, path: &str, fields: &[(&str, &str)]) -> Ended {
 
 /// The Service that answered, or the status.
 fn who(ended: &Ended) -> String {
-    match ended.texts.first() {
-        Some(text) => text.split(' ').next().unwrap().to_owned(),
-        None => ended.status().to_owned(),
+    match ended.status() {
+        "0" => Told::of_call(ended).service().to_owned(),
+        status => status.to_owned(),
     }
 }
 

@@ -4,7 +4,10 @@
 
 mod backends;
 mod change;
+mod conformance;
+mod conformance_filters;
 mod documented;
+mod echo;
 mod fault;
 mod filters;
 mod grpc;

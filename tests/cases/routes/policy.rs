@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use http::Method;
-use remora_tests::{mesh::Mesh, wait::eventually};
+use remora_tests::{mesh::Mesh, wait::eventually, wire::App};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -108,6 +108,39 @@ async fn an_attempt_that_took_too_long_is_retried_within_the_time_of_the_request
         let told = shop.ask(way, &Ask::get("/").with("x-hang-first", "1")).await;
         assert_eq!((told.status, told.field("remora-attempt")), (200, vec!["2"]), "{way:?}");
     }
+}
+
+/// GEP-1731, and HTTPRouteRetryConnectionError of the conformance suite; it is the proxy beside the
+/// application that sees the connection break.
+#[tokio::test]
+async fn an_attempt_that_the_application_breaks_off_is_retried_though_no_code_is_named() {
+    let mesh = Mesh::new();
+    mesh.service("v1", &[]);
+    let pod = mesh.pod("v1-1", "v1");
+    let app = App::listen(pod.app()).await;
+    let retry = json!({"attempts": 2, "backoff": "1ms"});
+    let objects = [route("r", rule("retry", retry))];
+    let shop = Shop::in_mesh(mesh, &[], &objects, &["orders"]).await;
+    let _sidecar = shop.mesh.sidecar(&pod, &[]).await;
+    let breaks = async |times: usize| {
+        for _ in 0..times {
+            app.accept().await.head().await;
+        }
+    };
+    let recovers = async {
+        breaks(2).await;
+        let mut server = app.accept().await;
+        server.head().await;
+        server.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await;
+    };
+    let ask = Ask::get("/");
+    let (told, ()) = tokio::join!(shop.ask(Way::H1, &ask), recovers);
+    assert_eq!(told.status, 200);
+    let (told, ()) = tokio::join!(shop.ask(Way::H1, &ask), breaks(3));
+    assert_eq!((told.status, told.reason()), (502, Some("upstream-reset")));
+    let post = ask.method(Method::POST);
+    let (told, ()) = tokio::join!(shop.ask(Way::H1, &post), breaks(1));
+    assert_eq!((told.status, app.has_caller().await), (502, false));
 }
 
 /// Asks as a client without a session, and then as one that has what the first answer gave it.

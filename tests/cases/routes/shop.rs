@@ -121,7 +121,8 @@ impl Shares {
     }
 }
 
-fn write(mesh: &Mesh, object: &Value) {
+/// Puts an object into the manifests of a mesh.
+pub(super) fn write(mesh: &Mesh, object: &Value) {
     let kind = object["kind"].as_str().unwrap().to_lowercase();
     let part = |name: &str| object["metadata"][name].as_str().unwrap().to_owned();
     let name = format!("{kind}-{}-{}", part("namespace"), part("name"));
@@ -170,6 +171,7 @@ pub(super) fn marked(name: &str, matches: Value) -> Value {
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
     method: Method,
+    host: String,
     target: String,
     fields: Vec<(&'static str, String)>,
     body: Option<&'static str>,
@@ -177,7 +179,18 @@ pub(super) struct Ask {
 
 impl Ask {
     pub(super) fn get(target: &str) -> Self {
-        Self { method: Method::GET, target: target.to_owned(), fields: Vec::new(), body: None }
+        Self {
+            method: Method::GET,
+            host: "orders".to_owned(),
+            target: target.to_owned(),
+            fields: Vec::new(),
+            body: None,
+        }
+    }
+
+    /// What it names as its host.
+    pub(super) fn host(self, host: &str) -> Self {
+        Self { host: host.to_owned(), ..self }
     }
 
     pub(super) fn method(self, method: Method) -> Self {
@@ -202,21 +215,21 @@ impl Ask {
         };
         let answer = match way {
             Way::H1 => {
-                let request = with(Request::builder().uri(&self.target).header("host", "orders"));
+                let request = with(Request::builder().uri(&self.target).header("host", &self.host));
                 let mut sender = h1(to).await;
                 let response = within("an answer", sender.send_request(request)).await;
                 Answer::read(response.unwrap()).await
             }
             Way::H2 => {
-                let request = with(Request::builder().uri(format!("http://orders{}", self.target)));
+                let uri = format!("http://{}{}", self.host, self.target);
+                let request = with(Request::builder().uri(uri));
                 let mut sender = h2(to).await;
                 let response = within("an answer", sender.send_request(request)).await;
                 Answer::read(response.unwrap()).await
             }
         };
         let answer = answer.unwrap();
-        let said = serde_json::from_str(&answer.text).unwrap_or(Value::Null);
-        Told { status: answer.status, headers: answer.headers, said }
+        Told::new(answer.status, answer.headers, &answer.text)
     }
 }
 
@@ -230,12 +243,22 @@ pub(super) struct Told {
 }
 
 impl Told {
+    fn new(status: u16, headers: HeaderMap, text: &str) -> Self {
+        Self { status, headers, said: serde_json::from_str(text).unwrap_or(Value::Null) }
+    }
+
+    /// The answer to a call of gRPC: its one message, and the fields that came with its status.
+    pub(super) fn of_call(ended: &grpc::Ended) -> Self {
+        let text = ended.texts.first().map_or("", String::as_str);
+        Self::new(200, ended.fields.clone(), text)
+    }
+
     /// Who answered; empty: no application.
     pub(super) fn service(&self) -> &str {
         self.said["service"].as_str().unwrap_or_default()
     }
 
-    /// `path`, `host` or `body` as the application got it.
+    /// `path`, `host`, `version` or `body` as the application got it.
     pub(super) fn got(&self, part: &str) -> &str {
         self.said[part].as_str().unwrap_or_default()
     }
@@ -282,15 +305,6 @@ async fn answer(service: String, request: Request<Incoming>) -> Response<Body> {
     }
     let first = number("x-fail-first").unwrap_or(0);
     let fails = field("x-fail") == Some(service.as_str()) || attempt <= first;
-    if field("content-type").is_some_and(|kind| kind.starts_with("application/grpc")) {
-        if fails {
-            let mut response = grpc::answer(empty());
-            response.headers_mut().extend(grpc::status("14"));
-            return response;
-        }
-        let said = format!("{service} {}", head.uri.path());
-        return grpc::answer(grpc::body(vec![grpc::message(&said)], grpc::status("0")));
-    }
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let mut fields: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, value) in &head.headers {
@@ -300,8 +314,17 @@ async fn answer(service: String, request: Request<Incoming>) -> Response<Body> {
         "service": service, "attempt": attempt, "fields": fields,
         "path": head.uri.path_and_query().map(ToString::to_string),
         "host": head.uri.authority().map_or(field("host").unwrap_or_default(), |a| a.as_str()),
-        "body": String::from_utf8_lossy(&body),
+        "version": format!("{:?}", head.version), "body": String::from_utf8_lossy(&body),
     });
+    if field("content-type").is_some_and(|kind| kind.starts_with("application/grpc")) {
+        if fails {
+            let mut response = grpc::answer(empty());
+            response.headers_mut().extend(grpc::status("14"));
+            return response;
+        }
+        let said = grpc::message(&said.to_string());
+        return grpc::answer(grpc::body(vec![said], grpc::status("0")));
+    }
     let mut response = Response::new(full(said.to_string()));
     for name in ["x-kept", "x-removed", "x-set"] {
         response.headers_mut().insert(name, http::HeaderValue::from_static("application"));
