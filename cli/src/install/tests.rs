@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use k8s_openapi::{
     Metadata,
     api::{
-        admissionregistration::v1::MutatingWebhookConfiguration,
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
         apps::v1::{DaemonSet, Deployment},
         core::v1::{Namespace, Service, ServiceAccount},
         policy::v1::PodDisruptionBudget,
@@ -40,6 +40,7 @@ const VARIANTS: [&[&str]; 5] = [
         "proxy.shutdownGracePeriod=10s",
         "controlPlane.resources.limits.cpu=1500m",
         "webhookFailurePolicy=Ignore",
+        "lintWebhook=false",
         "logFormat=json",
     ],
 ];
@@ -88,6 +89,9 @@ fn every_object_is_one_that_kubernetes_knows_field_by_field() {
                 "MutatingWebhookConfiguration" => {
                     is_of_type::<MutatingWebhookConfiguration>(&object);
                 }
+                "ValidatingWebhookConfiguration" => {
+                    is_of_type::<ValidatingWebhookConfiguration>(&object);
+                }
                 other => panic!("{other} is not a kind of an installation"),
             }
         }
@@ -99,7 +103,8 @@ fn the_order_suits_one_kubectl_apply_and_nothing_is_secret() {
     let objects = parse(&text_with(&[]));
     let kinds: Vec<&str> = objects.iter().map(|o| o["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds.first(), Some(&"Namespace"));
-    assert_eq!(kinds.last(), Some(&"MutatingWebhookConfiguration"));
+    let webhooks = ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"];
+    assert_eq!(kinds[kinds.len() - 2..], webhooks);
     let role = kinds.iter().rposition(|kind| kind.ends_with("Binding")).unwrap();
     let deployment = kinds.iter().position(|kind| *kind == "Deployment").unwrap();
     assert!(role < deployment, "{kinds:?}");
@@ -110,7 +115,7 @@ fn the_order_suits_one_kubectl_apply_and_nothing_is_secret() {
         let namespace = &object["metadata"]["namespace"];
         let cluster_wide = ["Namespace", "ClusterRole", "ClusterRoleBinding"]
             .contains(&object["kind"].as_str().unwrap())
-            || object["kind"] == "MutatingWebhookConfiguration";
+            || webhooks.contains(&object["kind"].as_str().unwrap());
         assert_eq!(namespace.is_null(), cluster_wide, "{object}");
         assert!(cluster_wide || *namespace == names::SYSTEM_NAMESPACE, "{object}");
     }
@@ -168,6 +173,10 @@ fn rights_are_exactly_these() {
             ("authentication.k8s.io/tokenreviews", "create"),
             ("/configmaps", "create"),
             ("/configmaps/remora-trust-bundle", "get list watch patch"),
+            (
+                "admissionregistration.k8s.io/validatingwebhookconfigurations/remora-lint",
+                "get patch"
+            ),
         ])
     );
     let mut issuer = table(&[
@@ -243,10 +252,11 @@ fn our_own_pods_are_restricted_and_meet_their_services() {
         for selector in [service.selector.as_ref(), spec.selector.match_labels.as_ref()] {
             assert!(selector.unwrap().iter().all(|(key, value)| labels.get(key) == Some(value)));
         }
-        let [port] = &service.ports.as_ref().unwrap()[..] else { panic!("one port") };
-        let target = json!(port.target_port);
-        let ports = container.ports.as_ref().unwrap();
-        assert!(ports.iter().any(|port| json!(port.name) == target), "{target}");
+        for port in service.ports.as_ref().unwrap() {
+            let target = json!(port.target_port);
+            let ports = container.ports.as_ref().unwrap();
+            assert!(ports.iter().any(|port| json!(port.name) == target), "{target}");
+        }
 
         let of_pod = pod.security_context.as_ref().unwrap();
         assert_eq!(of_pod.run_as_user, Some(names::PROXY_UID.into()));
@@ -319,6 +329,9 @@ fn the_programs_understand_their_arguments() {
         assert_eq!(control_plane.namespace, names::SYSTEM_NAMESPACE);
         assert_eq!(control_plane.listen.port(), names::ports::CONTROL_PLANE);
         assert_eq!(control_plane.admin_listen.port(), names::ports::CONTROL_PLANE_ADMIN);
+        let admission = control_plane.admission_listen.map(|address| address.port());
+        let wanted = !set.contains(&"lintWebhook=false");
+        assert_eq!(admission, wanted.then_some(names::ports::ADMISSION));
         assert_eq!(control_plane.external_issuer, set.contains(&"externalIssuer=true"));
         assert_eq!(injector.listen.port(), names::ports::INJECTOR);
         assert_eq!(injector.admin_listen.port(), names::ports::INJECTOR_ADMIN);
@@ -358,6 +371,39 @@ fn only_pods_that_asked_reach_the_webhook() {
         })
         .collect();
     assert_eq!(operators, ["In", "NotIn"]);
+}
+
+#[test]
+fn what_judges_routes_holds_nobody_up_and_can_be_left_out() {
+    let objects = parse(&text_with(&[]));
+    let [configuration]: [ValidatingWebhookConfiguration; 1] =
+        of_kind(&objects, "ValidatingWebhookConfiguration").try_into().unwrap();
+    assert_eq!(configuration.metadata.name.as_deref(), Some(names::LINT_CONFIGURATION));
+    for webhook in configuration.webhooks.unwrap() {
+        assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
+        assert!(webhook.timeout_seconds.is_some_and(|seconds| seconds <= 3));
+        assert_eq!(webhook.side_effects, "None");
+        assert_eq!(webhook.client_config.ca_bundle, None, "the control plane's to write");
+        let service = webhook.client_config.service.unwrap();
+        assert_eq!(service.path.as_deref(), Some(names::LINT_PATH));
+        assert_eq!(service.name, names::CONTROL_PLANE_SERVICE_ACCOUNT);
+        let rules = webhook.rules.unwrap();
+        let operations = rules.iter().flat_map(|rule| rule.operations.iter().flatten());
+        assert!(operations.into_iter().all(|one| one == "CREATE" || one == "UPDATE"));
+        let [off, system] = &webhook.namespace_selector.unwrap().match_expressions.unwrap()[..]
+        else {
+            panic!("two requirements")
+        };
+        assert_eq!((off.key.as_str(), off.operator.as_str()), (names::labels::LINT, "NotIn"));
+        let spared = system.values.as_ref().unwrap();
+        for namespace in ["kube-system", names::SYSTEM_NAMESPACE] {
+            assert!(spared.contains(&namespace.to_owned()), "{namespace}");
+        }
+    }
+    let (with, without) = (text_with(&[]), text_with(&["lintWebhook=false"]));
+    for trace in ["remora-lint", "--admission-listen", "name: admission", "validatingwebhook"] {
+        assert!(with.contains(trace) && !without.contains(trace), "{trace}");
+    }
 }
 
 /// As Helm gets it.
