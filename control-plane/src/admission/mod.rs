@@ -16,7 +16,7 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Service;
 use remora_core::{
@@ -43,6 +43,10 @@ const SYSTEM: [&str; 3] = ["kube-system", "kube-node-lease", SYSTEM_NAMESPACE];
 const MAX_WARNING: usize = 256;
 /// Findings that are spelt out where an object is denied.
 const MAX_FINDINGS: usize = 20;
+
+/// What is missing is looked for again after this long: a Service of the same file was applied a moment
+/// ago, and its news is on the way here.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// Answers reviews with what is known now.
 #[derive(Debug)]
@@ -72,16 +76,24 @@ impl Reviewer {
     ///
     /// # Errors
     /// Where the body is no review.
-    pub fn answer(&self, body: &[u8]) -> Result<Vec<u8>, BadReview> {
+    pub async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, BadReview> {
         let request = admission::read(body)?;
-        let verdict = judge(&request, |object| {
-            self.state.is_loaded().then(|| self.state.read(|index| index.around(object)))
-        });
+        let mut verdict = self.judge(&request);
+        if verdict.misses_something() {
+            tokio::time::sleep(SETTLE).await;
+            verdict = self.judge(&request);
+        }
         self.state.metrics.admitted(verdict.result());
         let texts = verdict.warnings(&request);
         let status = verdict.status();
         let allowed: Result<Option<&Value>, &Status> = status.as_ref().map_or(Ok(None), Err);
         Ok(admission::reply(&request, allowed, &warnings(&texts, MAX_WARNING))?)
+    }
+
+    fn judge(&self, request: &Request) -> Verdict {
+        judge(request, |object| {
+            self.state.is_loaded().then(|| self.state.read(|index| index.around(object)))
+        })
     }
 }
 
@@ -190,6 +202,21 @@ impl Verdict {
             Self::Judged { warned, .. } if !warned.is_empty() => AdmissionResult::Warned,
             Self::Judged { .. } => AdmissionResult::Allowed,
         }
+    }
+
+    /// Whether it warns of something that is not there, or not yet.
+    fn misses_something(&self) -> bool {
+        let Self::Judged { warned, .. } = self else { return false };
+        warned.iter().any(|finding| {
+            matches!(
+                finding.rule,
+                Rule::ParentMissing
+                    | Rule::ParentPort
+                    | Rule::BackendMissing
+                    | Rule::BackendPort
+                    | Rule::GrantMissing
+            )
+        })
     }
 
     /// A line for each warning, in the order of fields.

@@ -94,7 +94,7 @@ fn router(reviewer: Arc<Reviewer>) -> Router {
 }
 
 async fn review(State(reviewer): State<Arc<Reviewer>>, body: Bytes) -> Response {
-    match reviewer.answer(&body) {
+    match reviewer.answer(&body).await {
         Ok(answer) => {
             let json = HeaderValue::from_static("application/json");
             ([(CONTENT_TYPE, json)], answer).into_response()

@@ -13,6 +13,17 @@ use crate::{
 
 mod https;
 
+/// What the watch says of an object.
+fn seen(value: &Value) -> Event {
+    let resource = match value["kind"].as_str().unwrap() {
+        "Service" => SERVICE,
+        _ => HTTP,
+    };
+    let request = request("CREATE", resource, value.clone(), Value::Null);
+    let object = reader(&request).unwrap()(value).unwrap();
+    Event::Apply(object.slim().unwrap())
+}
+
 /// What other objects there are.
 struct World(Index);
 
@@ -21,16 +32,7 @@ impl World {
     fn with(more: &[Value]) -> Self {
         let mut index = Index::new("cluster.local", "cluster.local");
         let ours = [service("cart", json!({})), service("next", json!({}))];
-        index.apply(ours.iter().chain(more).map(|value| {
-            let resource = match value["kind"].as_str().unwrap() {
-                "Service" => ("", "services"),
-                "GRPCRoute" => (GROUP, "grpcroutes"),
-                _ => (GROUP, "httproutes"),
-            };
-            let request = request("CREATE", resource, value.clone(), Value::Null);
-            let object = reader(&request).unwrap()(value).unwrap();
-            Event::Apply(object.slim().unwrap())
-        }));
+        index.apply(ours.iter().chain(more).map(seen));
         Self(index)
     }
 
@@ -319,16 +321,16 @@ fn reviewer() -> Reviewer {
     Reviewer { state }
 }
 
-fn answer(reviewer: &Reviewer, body: &[u8]) -> Value {
-    let answer = reviewer.answer(body).unwrap();
+async fn answer(reviewer: &Reviewer, body: &[u8]) -> Value {
+    let answer = reviewer.answer(body).await.unwrap();
     serde_json::from_slice::<Value>(&answer).unwrap()["response"].clone()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_answer_says_field_reason_and_mend_and_is_counted() {
     let reviewer = reviewer();
     let bad = route("r", json!([impossible("/b"), on("/c", to("later")), {"name": "nowhere"}]));
-    let denied = answer(&reviewer, &body("CREATE", HTTP, bad, Value::Null));
+    let denied = answer(&reviewer, &body("CREATE", HTTP, bad, Value::Null)).await;
     assert_eq!((&denied["uid"], &denied["allowed"]), (&json!("u-1"), &json!(false)));
     assert_eq!(
         (&denied["status"]["code"], &denied["status"]["reason"]),
@@ -351,18 +353,18 @@ async fn the_answer_says_field_reason_and_mend_and_is_counted() {
     ), "{warnings:?}");
 
     let warned = route("r", json!([on("/c", to("later"))]));
-    let warned = answer(&reviewer, &body("CREATE", HTTP, warned, Value::Null));
+    let warned = answer(&reviewer, &body("CREATE", HTTP, warned, Value::Null)).await;
     assert_eq!(
         (&warned["allowed"], warned["warnings"].as_array().unwrap().len()),
         (&json!(true), 1)
     );
-    let fine = answer(&reviewer, &body("CREATE", HTTP, sound(), Value::Null));
+    let fine = answer(&reviewer, &body("CREATE", HTTP, sound(), Value::Null)).await;
     assert_eq!(fine, json!({"uid": "u-1", "allowed": true}));
     let plain = body("CREATE", SERVICE, service("s", json!({})), Value::Null);
-    assert_eq!(answer(&reviewer, &plain), json!({"uid": "u-1", "allowed": true}));
+    assert_eq!(answer(&reviewer, &plain).await, json!({"uid": "u-1", "allowed": true}));
     let mut newer = sound();
     newer["spec"]["rules"] = json!(1);
-    let unread = answer(&reviewer, &body("CREATE", HTTP, newer, Value::Null));
+    let unread = answer(&reviewer, &body("CREATE", HTTP, newer, Value::Null)).await;
     assert!(unread["warnings"][0].as_str().unwrap().contains("not judged"), "{unread}");
 
     let mut text = String::new();
@@ -374,22 +376,37 @@ async fn the_answer_says_field_reason_and_mend_and_is_counted() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_findings_are_told_in_one_bounded_answer() {
     let rules: Vec<Value> = (0..40).map(|n| impossible(&format!("/{n}"))).collect();
-    let denied = answer(&reviewer(), &body("CREATE", HTTP, route("r", json!(rules)), Value::Null));
+    let denied =
+        answer(&reviewer(), &body("CREATE", HTTP, route("r", json!(rules)), Value::Null)).await;
     let message = denied["status"]["message"].as_str().unwrap();
     assert_eq!(message.lines().count(), 1 + MAX_FINDINGS + 1);
     assert_eq!(message.lines().last(), Some("  and 20 more"));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_service_that_was_applied_a_moment_before_its_route_is_waited_for() {
+    let reviewer = reviewer();
+    let state = Arc::clone(&reviewer.state);
+    let news = async move {
+        tokio::time::sleep(SETTLE / 2).await;
+        let service = service("later", json!({}));
+        state.apply([seen(&service)], tokio::time::Instant::now());
+    };
+    let body = body("CREATE", HTTP, route("r", json!([on("/", to("later"))])), Value::Null);
+    let (answer, ()) = tokio::join!(answer(&reviewer, &body), news);
+    assert_eq!(answer, json!({"uid": "u-1", "allowed": true}));
+}
+
+#[tokio::test(start_paused = true)]
 async fn before_the_first_state_nothing_is_said_to_be_missing() {
     let index = Index::new("cluster.local", "cluster.local");
     let reviewer = Reviewer { state: State::new(index, Arc::default()) };
-    let early = answer(&reviewer, &body("CREATE", HTTP, sound(), Value::Null));
+    let early = answer(&reviewer, &body("CREATE", HTTP, sound(), Value::Null)).await;
     assert_eq!(early, json!({"uid": "u-1", "allowed": true}));
     reviewer.state.apply([], tokio::time::Instant::now());
-    let later = answer(&reviewer, &body("CREATE", HTTP, sound(), Value::Null));
+    let later = answer(&reviewer, &body("CREATE", HTTP, sound(), Value::Null)).await;
     assert_eq!(later["warnings"].as_array().map(Vec::len), Some(2), "{later}");
 }
