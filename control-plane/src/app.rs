@@ -81,6 +81,10 @@ pub struct Args {
     /// Address of the admin server.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9990")]
     pub admin_listen: SocketAddr,
+    /// Address at which the API server may ask, by HTTPS, about routes and Services that are applied.
+    /// Without it nothing is judged at admission.
+    #[arg(long, value_name = "ADDR", requires = "kubernetes")]
+    pub admission_listen: Option<SocketAddr>,
     /// Trust domain of the SPIFFE ids.
     #[arg(long, value_name = "NAME", default_value = names::TRUST_DOMAIN)]
     pub trust_domain: String,
@@ -112,6 +116,7 @@ impl Args {
             external_issuer: false,
             listen: loopback(names::ports::CONTROL_PLANE),
             admin_listen: loopback(names::ports::CONTROL_PLANE_ADMIN),
+            admission_listen: None,
             trust_domain: names::TRUST_DOMAIN.to_owned(),
             cluster_domain: names::CLUSTER_DOMAIN.to_owned(),
             leaf_lifetime: Duration::from_secs(24 * 3600),
@@ -144,9 +149,27 @@ pub async fn until_signal(args: Args, log: LogHandle) -> anyhow::Result<()> {
 /// # Errors
 /// One line where it cannot start: what, where, the mend.
 pub async fn run(args: Args, log: Option<LogHandle>, drain: drain::Watch) -> anyhow::Result<()> {
-    let listener = bind(args.listen, "--listen").await?;
-    let admin_listener = bind(args.admin_listen, "--admin-listen").await?;
-    serve(args, listener, admin_listener, log, drain).await
+    let admission = async {
+        let Some(address) = args.admission_listen else { return Ok(None) };
+        bind(address, "--admission-listen").await.map(Some)
+    };
+    let listeners = Listeners {
+        grpc: bind(args.listen, "--listen").await?,
+        admin: bind(args.admin_listen, "--admin-listen").await?,
+        admission: admission.await?,
+    };
+    serve(args, listeners, log, drain).await
+}
+
+/// Where the program listens, bound already.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Discovery and identity.
+    pub grpc: TcpListener,
+    /// The admin server.
+    pub admin: TcpListener,
+    /// Reviews at admission, in Kubernetes; without it nothing is judged there.
+    pub admission: Option<TcpListener>,
 }
 
 /// The same on listeners that are bound already.
@@ -155,11 +178,11 @@ pub async fn run(args: Args, log: Option<LogHandle>, drain: drain::Watch) -> any
 /// As [`run`].
 pub async fn serve(
     args: Args,
-    listener: TcpListener,
-    admin_listener: TcpListener,
+    listeners: Listeners,
     log: Option<LogHandle>,
     drain: drain::Watch,
 ) -> anyhow::Result<()> {
+    let Listeners { grpc, admin: admin_listener, admission } = listeners;
     let plane = Plane::new(&args)?;
     let admin = Admin {
         ready: Arc::new({
@@ -172,9 +195,9 @@ pub async fn serve(
     let router = pages::router(admin, Arc::clone(&plane.state));
     let serving = async {
         if args.kubernetes {
-            Box::pin(kubernetes::serve(args, plane, listener, drain.clone())).await
+            Box::pin(kubernetes::serve(args, plane, (grpc, admission), drain.clone())).await
         } else {
-            Box::pin(local::serve(args, plane, listener, drain.clone())).await
+            Box::pin(local::serve(args, plane, grpc, drain.clone())).await
         }
     };
     let (served, ()) = tokio::join!(
@@ -283,10 +306,9 @@ impl Plane {
         let _ = self.signer.set(signer.clone());
         let renewal = tls::renew(
             (signer, bundle),
-            self.own_id.clone(),
+            |authority, roots| tls::issue(authority, roots, &self.own_id, clock()),
             Arc::clone(&config),
             renew_in,
-            clock,
             drain.clone(),
         );
         tracing::info!(listen = %listener.local_addr()?, "control plane serving");

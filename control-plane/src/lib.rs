@@ -5,11 +5,13 @@
 //! - [`index`] objects in, answers out; pure;
 //! - [`discovery`] the index over gRPC;
 //! - [`identity`] the certificate authority;
+//! - [`admission`] whoever applies a route hears at once what is wrong with it;
 //! - [`lint`] what can be known to be wrong with manifests; pure;
 //! - [`leader`] what one replica of several writes: trust bundles, Events;
 //! - [`server`] the listener with its own certificate;
 //! - [`app`] puts them together.
 
+pub mod admission;
 pub mod app;
 pub mod discovery;
 pub mod identity;

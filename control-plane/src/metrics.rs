@@ -61,6 +61,7 @@ pub struct Metrics {
     phase: Family<PhaseLabels, Gauge<i64, AtomicI64>>,
     reviews_failed: Family<ReviewLabels, Counter<u64, AtomicU64>>,
     certificates: Family<CertifyLabels, Counter<u64, AtomicU64>>,
+    admissions: Family<AdmissionLabels, Counter<u64, AtomicU64>>,
 }
 
 /// How a request for a certificate ended.
@@ -117,6 +118,33 @@ impl EncodeLabelValue for ReviewFailure {
     }
 }
 
+/// What became of a review at admission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AdmissionResult {
+    /// It was none of our business.
+    Untouched,
+    /// There was nothing to say.
+    Allowed,
+    /// Allowed, with warnings.
+    Warned,
+    /// Denied.
+    Denied,
+    /// Allowed unread.
+    Unreadable,
+}
+
+impl EncodeLabelValue for AdmissionResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Untouched => "untouched",
+            Self::Allowed => "allowed",
+            Self::Warned => "warned",
+            Self::Denied => "denied",
+            Self::Unreadable => "unreadable",
+        })
+    }
+}
+
 impl EncodeLabelValue for Phase {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         encoder.write_str(match self {
@@ -131,6 +159,11 @@ impl EncodeLabelValue for Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReviewLabels {
     reason: ReviewFailure,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdmissionLabels {
+    result: AdmissionResult,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -169,6 +202,7 @@ impl Default for Metrics {
             phase: Family::default(),
             reviews_failed: Family::default(),
             certificates: Family::default(),
+            admissions: Family::default(),
         }
     }
 }
@@ -182,6 +216,11 @@ impl Metrics {
     /// Counts a review that could not be done.
     pub fn review_failed(&self, reason: ReviewFailure) {
         self.reviews_failed.get_or_create(&ReviewLabels { reason }).inc();
+    }
+
+    /// Counts an answered review at admission.
+    pub fn admitted(&self, result: AdmissionResult) {
+        self.admissions.get_or_create(&AdmissionLabels { result }).inc();
     }
 
     /// Shows the issuer in force, the roots, and how far a rotation is.
@@ -236,6 +275,11 @@ impl Metrics {
         if let Some(source) = source {
             r.register_collector(Box::new(Watches(source)));
         }
+        r.register(
+            "admission_reviews",
+            "Answered reviews of routes and Services at admission, by result",
+            self.admissions.clone(),
+        );
         r.register("leader", "1 while this replica is the leader", self.leader.clone());
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         r.register("build", "The program's version", Info::new(version));

@@ -1,5 +1,5 @@
 //! The gRPC server: accepts TCP, shakes hands, and hands connections with their peer's identity to
-//! tonic.
+//! tonic. The server of admission accepts in the same way.
 
 use std::{sync::Arc, time::Duration};
 
@@ -100,9 +100,29 @@ async fn serve(
     mut ages: Ages,
     drain: drain::Watch,
 ) {
+    let draining = drain.clone();
+    let begin = move || {
+        let (routes, age, draining) = (routes.clone(), ages.next(), draining.clone());
+        move |stream| connection(stream, routes, age, draining)
+    };
+    accept(listener, tls, MAX_CONNECTIONS, begin, drain).await;
+}
+
+/// Accepts at most `most` connections at a time, shakes hands, and gives each to what `begin` makes
+/// for it, until draining begins; then waits for the last to end.
+pub(crate) async fn accept<H, F>(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    most: usize,
+    mut begin: impl FnMut() -> H,
+    drain: drain::Watch,
+) where
+    H: FnOnce(TlsStream<TcpStream>) -> F + Send + 'static,
+    F: Future<Output = ()> + Send,
+{
     let connections = TaskTracker::new();
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(most));
     loop {
         // What is not accepted waits in the kernel's queue, which has a bound of its own.
         let next = async {
@@ -121,14 +141,14 @@ async fn serve(
             continue;
         };
         let acceptor = TlsAcceptor::from(tls.load_full());
-        let (routes, age, draining) = (routes.clone(), ages.next(), drain.clone());
+        let serve = begin();
         connections.spawn(drain.track(async move {
             let peer = socket.peer_addr().ok();
             let _ = socket.set_nodelay(true);
             let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await;
             drop(handshake);
             match shaken {
-                Ok(Ok(stream)) => connection(stream, routes, age, draining).await,
+                Ok(Ok(stream)) => serve(stream).await,
                 Ok(Err(error)) => tracing::debug!(?peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
             }

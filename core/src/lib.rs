@@ -7,9 +7,11 @@
 //! - [`drain`] the shutdown sequence every server follows;
 //! - [`telemetry`] log set-up with a level that can change at run time;
 //! - [`latency`] bounded histograms, one per worker, merged on reading;
-//! - [`admin`] the base of every program's admin HTTP server.
+//! - [`admin`] the base of every program's admin HTTP server;
+//! - [`admission`] the messages between an API server and a webhook.
 
 pub mod admin;
+pub mod admission;
 pub mod authority;
 pub mod drain;
 pub mod latency;

@@ -33,6 +33,10 @@ pub const WEBHOOK_CONFIGURATION: &str = "remora-injector";
 pub const PROXY_CONTAINER: &str = "remora-proxy";
 /// HTTP path of the webhook.
 pub const WEBHOOK_PATH: &str = "/mutate";
+/// Name of the ValidatingWebhookConfiguration.
+pub const LINT_CONFIGURATION: &str = "remora-lint";
+/// HTTP path of the control plane's answers at admission.
+pub const LINT_PATH: &str = "/lint";
 
 /// Ports and ids.
 pub mod ports {
@@ -46,6 +50,8 @@ pub mod ports {
     pub const CONTROL_PLANE: u16 = 8086;
     /// Admin HTTP of the control plane.
     pub const CONTROL_PLANE_ADMIN: u16 = 9990;
+    /// Answers of the control plane at admission, HTTPS.
+    pub const ADMISSION: u16 = 8444;
     /// Webhook of the injector.
     pub const INJECTOR: u16 = 8443;
     /// The node's agent that writes redirect rules for pods that may not.
@@ -188,6 +194,8 @@ pub mod annotations {
 pub mod labels {
     /// Mirrors the namespace's annotation of the same name, for the webhook's namespaceSelector.
     pub const INJECT: &str = super::annotations::INJECT;
+    /// `disabled` on a namespace: nothing in it is judged at admission.
+    pub const LINT: &str = "remora.io/lint";
     /// `remora` on every object of an installation.
     pub const PART_OF: &str = "app.kubernetes.io/part-of";
     /// `control-plane` or `injector`.

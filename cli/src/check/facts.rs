@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     api::{
-        admissionregistration::v1::MutatingWebhookConfiguration,
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
         apps::v1::{DaemonSet, Deployment},
         coordination::v1::Lease,
         core::v1::{Namespace, Pod, Service},
@@ -77,6 +77,8 @@ pub(crate) struct After {
     /// Events of our pods that are not well: pod → the last warning.
     pub(crate) warnings: BTreeMap<String, String>,
     pub(crate) webhook: Webhook,
+    /// What the API server asks the control plane at admission, where the installation has that.
+    pub(crate) lint: Option<Read<ValidatingWebhookConfiguration>>,
     pub(crate) certificates: Certificates,
     pub(crate) lease: Read<Lease>,
     /// What each control-plane replica says.
@@ -111,12 +113,21 @@ pub(crate) struct Program {
 impl Program {
     /// Whether a container of it is given this flag.
     pub(crate) fn has_flag(&self, flag: &str) -> bool {
-        let Ok(deployment) = &self.deployment else { return false };
-        let spec = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-        let containers = spec.map_or(&[][..], |spec| &spec.containers);
-        containers.iter().flat_map(|container| container.args.iter().flatten()).any(|arg| {
+        self.arguments().any(|arg| {
             arg.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest == "=true")
         })
+    }
+
+    /// Whether it is the control plane and answers at admission.
+    pub(crate) fn answers_at_admission(&self) -> bool {
+        self.arguments().any(|arg| arg.starts_with("--admission-listen="))
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = &String> {
+        let deployment = self.deployment.as_ref().ok().and_then(|d| d.spec.as_ref());
+        let spec = deployment.and_then(|spec| spec.template.spec.as_ref());
+        let containers = spec.map_or(&[][..], |spec| &spec.containers);
+        containers.iter().flat_map(|container| container.args.iter().flatten())
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use remora_core::names::{
-    INJECTOR_TLS_SECRET, ISSUER_SECRET, LEADER_LEASE, SYSTEM_NAMESPACE, TRUST_BUNDLE_CONFIG_MAP,
-    WEBHOOK_CONFIGURATION,
+    INJECTOR_TLS_SECRET, ISSUER_SECRET, LEADER_LEASE, LINT_CONFIGURATION, SYSTEM_NAMESPACE,
+    TRUST_BUNDLE_CONFIG_MAP, WEBHOOK_CONFIGURATION,
 };
 use serde_json::{Value, json};
 
@@ -54,7 +54,7 @@ impl fmt::Display for Permission {
 }
 
 /// Kinds that an install makes: group, resource, namespace.
-const INSTALLED: [(&str, &str, &str); 10] = [
+const INSTALLED: [(&str, &str, &str); 11] = [
     ("", "namespaces", ""),
     ("", "serviceaccounts", SYSTEM_NAMESPACE),
     ("", "services", SYSTEM_NAMESPACE),
@@ -65,6 +65,7 @@ const INSTALLED: [(&str, &str, &str); 10] = [
     ("rbac.authorization.k8s.io", "clusterroles", ""),
     ("rbac.authorization.k8s.io", "clusterrolebindings", ""),
     ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", ""),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", ""),
 ];
 
 /// What `kubectl apply` of an install does.
@@ -73,8 +74,8 @@ pub(crate) fn install() -> Vec<Permission> {
 }
 
 /// What the control plane does. Without the right to make its issuer's Secret where that is
-/// brought by somebody else.
-pub(crate) fn control_plane(external_issuer: bool) -> Vec<Permission> {
+/// brought by somebody else, and with what it takes to be asked at admission where it is.
+pub(crate) fn control_plane(external_issuer: bool, admission: bool) -> Vec<Permission> {
     const GATEWAY: &str = "gateway.networking.k8s.io";
     const STATUSES: [(&str, &str, &str); 4] = [
         (GATEWAY, "httproutes/status", ""),
@@ -98,6 +99,8 @@ pub(crate) fn control_plane(external_issuer: bool) -> Vec<Permission> {
     const LEASES: [(&str, &str, &str); 1] = [("coordination.k8s.io", "leases", SYSTEM_NAMESPACE)];
     const CONFIG_MAPS: [(&str, &str, &str); 1] = [("", "configmaps", "")];
     const EVENTS: [(&str, &str, &str); 1] = [("events.k8s.io", "events", SYSTEM_NAMESPACE)];
+    const LINT: [(&str, &str, &str); 1] =
+        [("admissionregistration.k8s.io", "validatingwebhookconfigurations", "")];
     let mut all = expand(&["list", "watch"], &WATCHED, "");
     all.extend(expand(&["patch"], &STATUSES, ""));
     all.extend(expand(&["create"], &[("authentication.k8s.io", "tokenreviews", "")], ""));
@@ -110,6 +113,9 @@ pub(crate) fn control_plane(external_issuer: bool) -> Vec<Permission> {
     all.extend(expand(&["create"], &LEASES, ""));
     all.extend(expand(&["get", "update"], &LEASES, LEADER_LEASE));
     all.extend(expand(&["create", "patch"], &EVENTS, ""));
+    if admission {
+        all.extend(expand(&["get", "patch"], &LINT, LINT_CONFIGURATION));
+    }
     all
 }
 
@@ -143,7 +149,8 @@ mod tests {
 
     #[test]
     fn permissions_are_named_as_in_a_role() {
-        let names: Vec<String> = control_plane(false).iter().map(ToString::to_string).collect();
+        let names: Vec<String> =
+            control_plane(false, true).iter().map(ToString::to_string).collect();
         for expected in [
             "watch endpointslices.discovery.k8s.io",
             "get secrets/remora-identity-issuer in remora-system",
@@ -157,7 +164,9 @@ mod tests {
     #[test]
     fn an_issuer_of_others_takes_no_right_to_make_secrets() {
         let creates = |external| {
-            control_plane(external).iter().any(|p| p.verb == "create" && p.resource == "secrets")
+            control_plane(external, true)
+                .iter()
+                .any(|p| p.verb == "create" && p.resource == "secrets")
         };
         assert!(creates(false) && !creates(true));
     }
@@ -166,7 +175,7 @@ mod tests {
     fn the_installed_roles_grant_what_the_programs_need() {
         for (needed, template) in [
             (
-                control_plane(false),
+                control_plane(false, true),
                 include_str!("../../../deploy/templates/control-plane-rbac.yaml"),
             ),
             (injector(), include_str!("../../../deploy/templates/injector-rbac.yaml")),
@@ -204,7 +213,8 @@ mod tests {
         let expected = json!({ "verb": "get", "group": "", "resource": "namespaces", "name": "",
                                "namespace": "" });
         assert_eq!(first.attributes(), expected);
-        let status = control_plane(false).into_iter().find(|p| p.resource == "httproutes/status");
+        let status =
+            control_plane(false, true).into_iter().find(|p| p.resource == "httproutes/status");
         let asked = status.unwrap().attributes();
         assert_eq!(
             (&asked["resource"], &asked["subresource"]),

@@ -84,12 +84,13 @@ pub(crate) fn found_trouble(lines: &[Line]) -> bool {
 }
 
 /// Titles of the topics, in the order in which they are shown.
-const TOPICS: [(&str, &str); 10] = [
+const TOPICS: [(&str, &str); 11] = [
     ("kubernetes", "Kubernetes"),
     ("permissions", "Permissions"),
     ("leftovers", "Leftovers"),
     ("programs", "Programs"),
     ("webhook", "Webhook"),
+    ("lint", "Answers at admission"),
     ("certificates", "Certificates"),
     ("clocks", "Clocks"),
     ("control-plane", "Control plane"),

@@ -27,7 +27,7 @@ pub use values::ValuesError;
 use values::{FailurePolicy, NativeSidecar, PullPolicy, RedirectBackend, Sources};
 
 /// In the order in which `kubectl apply -f -` must see them.
-const TEMPLATES: [(&str, &str); 7] = [
+const TEMPLATES: [(&str, &str); 8] = [
     ("namespace.yaml", include_str!("../../../deploy/templates/namespace.yaml")),
     ("control-plane-rbac.yaml", include_str!("../../../deploy/templates/control-plane-rbac.yaml")),
     ("injector-rbac.yaml", include_str!("../../../deploy/templates/injector-rbac.yaml")),
@@ -35,6 +35,7 @@ const TEMPLATES: [(&str, &str); 7] = [
     ("redirect-agent.yaml", include_str!("../../../deploy/templates/redirect-agent.yaml")),
     ("injector.yaml", include_str!("../../../deploy/templates/injector.yaml")),
     ("webhook.yaml", include_str!("../../../deploy/templates/webhook.yaml")),
+    ("lint-webhook.yaml", include_str!("../../../deploy/templates/lint-webhook.yaml")),
 ];
 
 /// Version of the installation that this program writes.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 use k8s_openapi::{
     Metadata,
     api::{
-        admissionregistration::v1::MutatingWebhookConfiguration,
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
         apps::v1::{DaemonSet, Deployment},
         core::v1::{Namespace, Service, ServiceAccount},
         policy::v1::PodDisruptionBudget,
@@ -18,6 +18,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::*;
+
+mod webhooks;
 
 /// Values that reach every line of every template.
 const VARIANTS: [&[&str]; 5] = [
@@ -43,6 +45,7 @@ const VARIANTS: [&[&str]; 5] = [
         "proxy.shutdownGracePeriod=10s",
         "controlPlane.resources.limits.cpu=1500m",
         "webhookFailurePolicy=Ignore",
+        "lintWebhook=false",
         "logFormat=json",
     ],
 ];
@@ -91,6 +94,9 @@ fn every_object_is_one_that_kubernetes_knows_field_by_field() {
                 "MutatingWebhookConfiguration" => {
                     is_of_type::<MutatingWebhookConfiguration>(&object);
                 }
+                "ValidatingWebhookConfiguration" => {
+                    is_of_type::<ValidatingWebhookConfiguration>(&object);
+                }
                 other => panic!("{other} is not a kind of an installation"),
             }
         }
@@ -102,7 +108,8 @@ fn the_order_suits_one_kubectl_apply_and_nothing_is_secret() {
     let objects = parse(&text_with(&[]));
     let kinds: Vec<&str> = objects.iter().map(|o| o["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds.first(), Some(&"Namespace"));
-    assert_eq!(kinds.last(), Some(&"MutatingWebhookConfiguration"));
+    let webhooks = ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"];
+    assert_eq!(kinds[kinds.len() - 2..], webhooks);
     let role = kinds.iter().rposition(|kind| kind.ends_with("Binding")).unwrap();
     let deployment = kinds.iter().position(|kind| *kind == "Deployment").unwrap();
     assert!(role < deployment, "{kinds:?}");
@@ -113,7 +120,7 @@ fn the_order_suits_one_kubectl_apply_and_nothing_is_secret() {
         let namespace = &object["metadata"]["namespace"];
         let cluster_wide = ["Namespace", "ClusterRole", "ClusterRoleBinding"]
             .contains(&object["kind"].as_str().unwrap())
-            || object["kind"] == "MutatingWebhookConfiguration";
+            || webhooks.contains(&object["kind"].as_str().unwrap());
         assert_eq!(namespace.is_null(), cluster_wide, "{object}");
         assert!(cluster_wide || *namespace == names::SYSTEM_NAMESPACE, "{object}");
     }
@@ -171,6 +178,10 @@ fn rights_are_exactly_these() {
             ("authentication.k8s.io/tokenreviews", "create"),
             ("/configmaps", "create"),
             ("/configmaps/remora-trust-bundle", "get list watch patch"),
+            (
+                "admissionregistration.k8s.io/validatingwebhookconfigurations/remora-lint",
+                "get patch"
+            ),
         ])
     );
     let mut issuer = table(&[
@@ -246,10 +257,11 @@ fn our_own_pods_are_restricted_and_meet_their_services() {
         for selector in [service.selector.as_ref(), spec.selector.match_labels.as_ref()] {
             assert!(selector.unwrap().iter().all(|(key, value)| labels.get(key) == Some(value)));
         }
-        let [port] = &service.ports.as_ref().unwrap()[..] else { panic!("one port") };
-        let target = json!(port.target_port);
-        let ports = container.ports.as_ref().unwrap();
-        assert!(ports.iter().any(|port| json!(port.name) == target), "{target}");
+        for port in service.ports.as_ref().unwrap() {
+            let target = json!(port.target_port);
+            let ports = container.ports.as_ref().unwrap();
+            assert!(ports.iter().any(|port| json!(port.name) == target), "{target}");
+        }
 
         let of_pod = pod.security_context.as_ref().unwrap();
         assert_eq!(of_pod.run_as_user, Some(names::PROXY_UID.into()));
@@ -322,6 +334,9 @@ fn the_programs_understand_their_arguments() {
         assert_eq!(control_plane.namespace, names::SYSTEM_NAMESPACE);
         assert_eq!(control_plane.listen.port(), names::ports::CONTROL_PLANE);
         assert_eq!(control_plane.admin_listen.port(), names::ports::CONTROL_PLANE_ADMIN);
+        let admission = control_plane.admission_listen.map(|address| address.port());
+        let wanted = !set.contains(&"lintWebhook=false");
+        assert_eq!(admission, wanted.then_some(names::ports::ADMISSION));
         assert_eq!(control_plane.external_issuer, set.contains(&"externalIssuer=true"));
         assert_eq!(injector.listen.port(), names::ports::INJECTOR);
         assert_eq!(injector.admin_listen.port(), names::ports::INJECTOR_ADMIN);
@@ -330,37 +345,6 @@ fn the_programs_understand_their_arguments() {
         let auto = injector.redirect_backend == settings::RedirectBackend::Auto;
         assert_eq!(auto, set.contains(&"redirectBackend=auto"));
     }
-}
-
-/// Reads a condition as the API server would, for the one form that ours have.
-#[test]
-fn only_pods_that_asked_reach_the_webhook() {
-    let objects = parse(&text_with(&[]));
-    let [configuration]: [MutatingWebhookConfiguration; 1] =
-        of_kind(&objects, "MutatingWebhookConfiguration").try_into().unwrap();
-    assert_eq!(configuration.metadata.name.as_deref(), Some(names::WEBHOOK_CONFIGURATION));
-    let webhooks = configuration.webhooks.unwrap();
-    let operators: Vec<&str> = webhooks
-        .iter()
-        .map(|webhook| {
-            let selector = webhook.namespace_selector.as_ref().unwrap();
-            let [inject, name] = &selector.match_expressions.as_ref().unwrap()[..] else {
-                panic!("two requirements")
-            };
-            assert_eq!(inject.key, names::labels::INJECT);
-            assert_eq!(
-                (name.key.as_str(), name.operator.as_str()),
-                ("kubernetes.io/metadata.name", "NotIn")
-            );
-            assert!(name.values.as_ref().unwrap().contains(&names::SYSTEM_NAMESPACE.to_owned()));
-            assert_eq!(webhook.failure_policy.as_deref(), Some("Fail"));
-            assert_eq!(webhook.client_config.ca_bundle, None, "the injector's to write");
-            let service = webhook.client_config.service.as_ref().unwrap();
-            assert_eq!(service.path.as_deref(), Some(names::WEBHOOK_PATH));
-            inject.operator.as_str()
-        })
-        .collect();
-    assert_eq!(operators, ["In", "NotIn"]);
 }
 
 /// As Helm gets it.

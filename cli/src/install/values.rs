@@ -76,6 +76,7 @@ pub(super) struct Values {
     external_issuer: bool,
     webhook_failure_policy: FailurePolicy,
     webhook_timeout_seconds: u32,
+    lint_webhook: bool,
     native_sidecar: NativeSidecar,
     redirect_agent: bool,
     redirect_backend: RedirectBackend,

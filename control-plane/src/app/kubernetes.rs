@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{Args, Plane, end_with, sidecars::Sidecars};
 use crate::{
+    admission::{self, Reviewer},
     discovery::State,
     identity::{keeper::Keeper, review::ApiReview, secret},
     leader::{self, Inputs, Replica},
@@ -33,7 +34,7 @@ const READ: Duration = Duration::from_secs(305);
 pub(super) async fn serve(
     args: Args,
     plane: Plane,
-    listener: TcpListener,
+    (listener, admission): (TcpListener, Option<TcpListener>),
     drain: drain::Watch,
 ) -> anyhow::Result<()> {
     let client = client(args.kubeconfig.as_deref()).await?;
@@ -77,12 +78,15 @@ pub(super) async fn serve(
             namespaces: with_sidecars,
             notices: keeper.notices(),
             state: Arc::clone(&plane.state),
+            admission: admission.is_some(),
         };
+        let admission = admit(&plane, &keeper, admission, &replica.namespace, &drain);
         let (leading, lead) =
             leader::run(client.clone(), replica, inputs, plane.clock, rng, drain.clone());
         let tokens = Arc::new(ApiReview::new(client.clone(), Arc::clone(&plane.metrics)));
-        let (served, (), ()) = tokio::join!(
+        let (served, (), (), ()) = tokio::join!(
             plane.grpc(keeper, seen, tokens, listener, &drain),
+            Box::pin(admission),
             lead,
             show_leading(leading, &plane.metrics),
         );
@@ -91,6 +95,27 @@ pub(super) async fn serve(
     let (served, (), ()) =
         tokio::join!(end_with(&drain, serving), home.follow(says, drain.clone()), source);
     served
+}
+
+/// Answers reviews at admission, where that is wanted. That it cannot is no reason to serve nobody.
+fn admit(
+    plane: &Plane,
+    keeper: &Keeper,
+    listener: Option<TcpListener>,
+    namespace: &str,
+    drain: &drain::Watch,
+) -> impl Future<Output = ()> + use<> {
+    let (keys, host) = ((keeper.signer(), keeper.bundle()), admission::server::host(namespace));
+    let reviewer = Arc::new(Reviewer { state: Arc::clone(&plane.state) });
+    let (clock, drain) = (plane.clock, drain.clone());
+    async move {
+        let Some(listener) = listener else { return };
+        if let Err(error) =
+            admission::server::run(listener, keys, &host, reviewer, clock, drain).await
+        {
+            tracing::error!(%error, "nothing is judged at admission");
+        }
+    }
 }
 
 fn apply(state: &State, events: Vec<Event>) {

@@ -62,6 +62,7 @@ impl Plane {
         let listener = TcpListener::bind(local).await.unwrap();
         let admin_listener = TcpListener::bind(local).await.unwrap();
         let (grpc, admin) = (listener.local_addr().unwrap(), admin_listener.local_addr().unwrap());
+        let listeners = Listeners { grpc: listener, admin: admin_listener, admission: None };
         let manifests = vec![dir.path().join("manifests")];
         let args = Args {
             ca_dir: Some(dir.path().join("ca")),
@@ -73,7 +74,7 @@ impl Plane {
             ..Args::local(manifests, dir.path().join("tokens"))
         };
         let (drain, watch) = Drain::new();
-        let task = tokio::spawn(serve(args, listener, admin_listener, None, watch));
+        let task = tokio::spawn(serve(args, listeners, None, watch));
         let plane = Self { dir, grpc, admin, drain, task };
         // Answered as soon as it serves.
         plane.get("/live").await;

@@ -220,6 +220,33 @@ impl Authority {
         identity: &SpiffeId,
         now: SystemTime,
     ) -> Result<Leaf, SignError> {
+        let name = SanType::URI(identity.as_str().try_into().map_err(SignError::Sign)?);
+        let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.leaf(key, name, usages, now)
+    }
+
+    /// Signs a public key for a server of this DNS name. It is no identity: no workload takes it for
+    /// one, since it has no SPIFFE id.
+    ///
+    /// # Errors
+    /// Where the issuer has expired or the library fails.
+    pub fn sign_host(
+        &self,
+        key: &impl PublicKeyData,
+        host: &str,
+        now: SystemTime,
+    ) -> Result<Leaf, SignError> {
+        let name = SanType::DnsName(host.try_into().map_err(SignError::Sign)?);
+        self.leaf(key, name, vec![ExtendedKeyUsagePurpose::ServerAuth], now)
+    }
+
+    fn leaf(
+        &self,
+        key: &impl PublicKeyData,
+        name: SanType,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        now: SystemTime,
+    ) -> Result<Leaf, SignError> {
         if now >= self.expires {
             return Err(SignError::Expired);
         }
@@ -234,11 +261,10 @@ impl Authority {
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.not_before = at(not_before);
         params.not_after = at(not_after);
-        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
+        params.subject_alt_names = vec![name];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer)?.der().clone();
         let mut chain = vec![leaf];

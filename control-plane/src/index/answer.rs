@@ -104,7 +104,7 @@ pub struct Endpoint {
     pub node: Arc<str>,
     /// Its zone; empty if unknown.
     pub zone: Arc<str>,
-    /// Zones it should serve; empty: all.
+    /// Zones it should serve, where all of the Service's endpoints say some; else empty.
     pub for_zones: Box<[Box<str>]>,
 }
 

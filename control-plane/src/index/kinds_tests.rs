@@ -173,3 +173,45 @@ fn a_service_of_both_families_is_found_by_either_address_and_one_of_ipv6_by_its_
     let Answer::Pod(pod) = at(&index, "[fd00::1]:8080") else { panic!() };
     assert_eq!(pod.protocol, Protocol::Detect);
 }
+
+/// Zones that endpoints are for, by address, and what the Service prefers.
+fn hints(index: &Index) -> (source::Distribution, Vec<Vec<String>>) {
+    let Answer::Service(snapshot) = index.resolve(&target("10.96.0.5:80"), &caller()) else {
+        panic!()
+    };
+    let zones = |endpoint: &Arc<answer::Endpoint>| {
+        endpoint.for_zones.iter().map(ToString::to_string).collect()
+    };
+    (snapshot.head.distribution, snapshot.endpoints.iter().map(zones).collect())
+}
+
+#[test]
+fn hints_count_where_every_endpoint_has_them_whatever_the_service_says() {
+    use source::Distribution::{Any, SameNode, SameZone};
+    let slice = |zones: &[&[&str]]| {
+        let endpoint = |(n, zones): (usize, &&[&str])| {
+            let zones: Vec<Value> = zones.iter().map(|zone| json!({"name": zone})).collect();
+            json!({"addresses": [format!("10.244.0.{}", n + 1)], "hints": {"forZones": zones}})
+        };
+        let endpoints: Vec<Value> = zones.iter().enumerate().map(endpoint).collect();
+        let object = json!({"metadata": {"name": "orders-x", "namespace": "shop",
+            "labels": {"kubernetes.io/service-name": "orders"}}, "addressType": "IPv4",
+            "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}]});
+        let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+        Event::Apply(Object::EndpointSlice(Arc::new((&object).into())))
+    };
+    let mut index = Index::new("cluster.local", "cluster.local");
+    index.apply([balanced("orders", "10.96.0.5"), slice(&[&["a"], &["b", "c"]])]);
+    let words = |zones: &[&[&str]]| -> Vec<Vec<String>> {
+        zones.iter().map(|zones| zones.iter().map(|zone| (*zone).to_owned()).collect()).collect()
+    };
+    assert_eq!(hints(&index), (SameZone, words(&[&["a"], &["b", "c"]])));
+    index.apply([slice(&[&["a"], &[]])]);
+    assert_eq!(hints(&index), (Any, words(&[&[], &[]])), "one has none");
+    let spec = json!({"clusterIP": "10.96.0.5", "ports": [{"name": "http", "port": 80}],
+        "trafficDistribution": "PreferSameNode"});
+    index.apply([service("orders", spec), slice(&[&["a"], &["b"]])]);
+    assert_eq!(hints(&index), (SameNode, words(&[&["a"], &["b"]])));
+    index.apply([slice(&[])]);
+    assert_eq!(hints(&index), (SameNode, words(&[])));
+}

@@ -20,7 +20,7 @@ use super::{
     routes::rule::SharedRoutes,
     subscriptions::Interest,
 };
-use crate::source::{self, ServiceKind, SliceEndpoint};
+use crate::source::{self, Distribution, ServiceKind, SliceEndpoint};
 
 /// Most ports of a pod's opaque ranges that are spelt out for it.
 const MAX_INBOUND_PORTS: usize = 1024;
@@ -158,7 +158,8 @@ impl Index {
     ) -> BTreeMap<u16, PortSnapshots> {
         let explicit = self.explicit_opaque(&name.namespace, service.opaque.as_ref());
         let snapshot = |(port, declared): (&u16, &super::model::ServicePort)| {
-            let (endpoints, opaque_by_pod) = self.endpoints(name, &declared.name);
+            let (mut endpoints, opaque_by_pod) = self.endpoints(name, &declared.name);
+            let hinted = hinted(&mut endpoints);
             let protocol = match protocol::decide(*port, explicit, declared.app_protocol) {
                 Protocol::Detect if opaque_by_pod => Protocol::Opaque,
                 protocol => protocol,
@@ -171,7 +172,10 @@ impl Index {
                 protocol,
                 policy: service.policy.clone(),
                 node_local: service.object.node_local,
-                distribution: service.object.distribution,
+                distribution: match service.object.distribution {
+                    Distribution::Any if hinted => Distribution::SameZone,
+                    wished => wished,
+                },
                 routes: attached.and_then(|attached| attached.producer.clone()),
             };
             let old = old.get(port);
@@ -309,6 +313,16 @@ impl Index {
         });
         Inbound { default_policy, ports: ports.collect() }
     }
+}
+
+/// Whether the hints of the endpoints count: where every one says for which zones it is, as for kube-proxy
+/// (KEP-2433). Where one does not, what the others say is left out.
+fn hinted(endpoints: &mut [Endpoint]) -> bool {
+    let all = !endpoints.is_empty() && endpoints.iter().all(|one| !one.for_zones.is_empty());
+    if !all {
+        endpoints.iter_mut().for_each(|one| one.for_zones = [].into());
+    }
+    all
 }
 
 /// A snapshot with other routes; all else is shared.

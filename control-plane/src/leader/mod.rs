@@ -1,9 +1,11 @@
 //! What must be written once, however many replicas of the control plane run: the trust bundle in
-//! every namespace that needs it, the status of routes, and Events about the issuer.
+//! every namespace that needs it, the API server's trust in our answers at admission, the status of
+//! routes, and Events about the issuer.
 //!
 //! - [`lease`] decides which replica does it; it is never on the way of a request, and every
 //!   replica serves proxies whether it leads or not;
 //! - [`trust_bundles`] keeps the ConfigMaps right;
+//! - [`lint_webhook`] keeps the caBundles of the ValidatingWebhookConfiguration right;
 //! - [`route_status`] says of Gateway API routes what became of them;
 //! - [`events`] tells people about the issuer.
 //!
@@ -22,6 +24,7 @@ use tokio::sync::watch;
 
 pub mod events;
 pub mod lease;
+pub mod lint_webhook;
 pub mod route_status;
 pub mod trust_bundles;
 
@@ -56,6 +59,8 @@ pub struct Inputs {
     pub notices: watch::Receiver<Arc<Vec<Notice>>>,
     /// Knows the routes, and what is to be said of them.
     pub state: Arc<State>,
+    /// Whether objects are judged at admission.
+    pub admission: bool,
 }
 
 /// Takes part in the election and does the leader's work whenever it is ours, until draining
@@ -74,7 +79,7 @@ pub fn run(
         client.clone(),
         replica.namespace.clone(),
         leading.clone(),
-        inputs.bundle,
+        inputs.bundle.clone(),
         inputs.namespaces,
         rng.fork(),
         drain.clone(),
@@ -87,10 +92,23 @@ pub fn run(
         rng.fork(),
         drain.clone(),
     );
+    let trust = lint_webhook::publish(
+        client.clone(),
+        leading.clone(),
+        inputs.bundle,
+        rng.fork(),
+        drain.clone(),
+    );
+    let trust = async move {
+        if inputs.admission {
+            trust.await;
+        }
+    };
     let report =
         events::report(client, replica, leading.clone(), inputs.notices, clock, rng, drain);
     let work = async move {
-        tokio::join!(hold, Box::pin(publish), Box::pin(statuses), Box::pin(report));
+        let (publish, statuses) = (Box::pin(publish), Box::pin(statuses));
+        tokio::join!(hold, publish, statuses, Box::pin(trust), Box::pin(report));
     };
     (leading, work)
 }

@@ -221,8 +221,22 @@ impl State {
     }
 }
 
+/// Lists of objects with names are merged by these, as those of webhooks are.
 fn merge(into: &mut Value, from: Value) {
+    let named = |list: &Value| {
+        list.as_array()
+            .is_some_and(|all| !all.is_empty() && all.iter().all(|one| one["name"].is_string()))
+    };
     match (into, from) {
+        (into, from) if named(into) && named(&from) => {
+            let (Value::Array(into), Value::Array(from)) = (into, from) else { return };
+            for new in from {
+                match into.iter_mut().find(|old| old["name"] == new["name"]) {
+                    Some(old) => merge(old, new),
+                    None => into.push(new),
+                }
+            }
+        }
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {
                 merge(into.entry(key).or_insert(Value::Null), value);

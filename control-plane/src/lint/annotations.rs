@@ -23,7 +23,7 @@ pub(super) fn check(report: &mut Report<'_>, warnings: &[Warning]) {
         let rule =
             if is_left(annotation) { Rule::AnnotationValue } else { Rule::AnnotationIgnored };
         let mend = "correct or remove it";
-        report.add(rule, &object, field(at, &annotation.key), annotation.problem.clone(), mend);
+        report.add_own(rule, &object, field(at, &annotation.key), annotation.problem.clone(), mend);
     }
     let objects = report.objects;
     for (key, object) in objects.all() {
@@ -63,7 +63,13 @@ fn field(at: &str, key: &str) -> String {
 fn of_pods(report: &mut Report<'_>, key: &Key, at: &str, annotations: &BTreeMap<String, String>) {
     if let Err(bad) = read(annotations, INJECT, str::parse::<Inject>) {
         let problem = format!("{}; it is as if it were not there", bad.problem);
-        report.add(Rule::AnnotationValue, key, field(at, INJECT), problem, "correct or remove it");
+        report.add_own(
+            Rule::AnnotationValue,
+            key,
+            field(at, INJECT),
+            problem,
+            "correct or remove it",
+        );
     }
     for name in annotations.keys() {
         if name.starts_with(CONFIG_PREFIX) && !CONFIG.contains(&name.as_str()) {
@@ -72,13 +78,13 @@ fn of_pods(report: &mut Report<'_>, key: &Key, at: &str, annotations: &BTreeMap<
             let problem =
                 format!("unknown, ignored; known under {CONFIG_PREFIX}: {}", known.join(", "));
             let mend = "correct or remove it";
-            report.add(Rule::AnnotationIgnored, key, field(at, name), problem, mend);
+            report.add_own(Rule::AnnotationIgnored, key, field(at, name), problem, mend);
         }
         let policies = [BALANCER_PREFIX, RETRY_PREFIX, TIMEOUT_PREFIX, FAULT_PREFIX];
         if policies.iter().any(|prefix| name.starts_with(prefix)) {
             let problem = "is read on Services and routes, and has no effect here";
             let mend = "put it on the Service or on a route";
-            report.add(Rule::AnnotationIgnored, key, field(at, name), problem, mend);
+            report.add_own(Rule::AnnotationIgnored, key, field(at, name), problem, mend);
         }
     }
 }
@@ -92,7 +98,7 @@ fn of_service(report: &mut Report<'_>, key: &Key, annotations: &BTreeMap<String,
         } else {
             continue;
         };
-        report.add(Rule::AnnotationIgnored, key, field("", name), problem, mend);
+        report.add_own(Rule::AnnotationIgnored, key, field("", name), problem, mend);
     }
 }
 
@@ -102,7 +108,7 @@ fn of_deployment(report: &mut Report<'_>, key: &Key, annotations: &BTreeMap<Stri
         if name == INJECT || name.starts_with(CONFIG_PREFIX) {
             let problem = "is on the Deployment, where its pods do not get it";
             let mend = "move it to spec.template.metadata.annotations";
-            report.add(Rule::AnnotationIgnored, key, field("", name), problem, mend);
+            report.add_own(Rule::AnnotationIgnored, key, field("", name), problem, mend);
         }
     }
 }

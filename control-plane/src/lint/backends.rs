@@ -33,12 +33,12 @@ pub(super) fn check(report: &mut Report<'_>) {
             if backends.is_empty() && !redirects {
                 let problem = "missing, so that what the rule matches is answered 500 or refused";
                 let mend = "add a Service and its port";
-                report.add(Rule::NoBackend, &key, field, problem, mend);
+                report.add_own(Rule::NoBackend, &key, field, problem, mend);
             } else if !backends.is_empty() && backends.iter().all(|one| one.weight == Some(0)) {
                 let problem = "all weights are 0, so that what the rule matches is answered 500 \
                                or refused";
                 let mend = "give at least one a weight above 0";
-                report.add(Rule::WeightsZero, &key, field, problem, mend);
+                report.add_own(Rule::WeightsZero, &key, field, problem, mend);
             }
         }
     }
@@ -55,9 +55,13 @@ fn references(report: &mut Report<'_>, id: &RouteId, route: &Route, key: &Key) {
             let Name { namespace, name } = &followed.backend.service;
             let (at, message) = (followed.field, bad.message.to_string());
             match bad.reason {
-                RefReason::InvalidKind => {
+                RefReason::InvalidKind if followed.is_service => {
                     let mend = "use a Service with a cluster address";
                     report.add(Rule::BackendKind, key, at, message, mend);
+                }
+                RefReason::InvalidKind => {
+                    let mend = "use a Service with a cluster address";
+                    report.add_own(Rule::BackendKind, key, at, message, mend);
                 }
                 RefReason::RefNotPermitted => {
                     let mend = format!("add a ReferenceGrant to namespace {namespace}");

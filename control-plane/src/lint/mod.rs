@@ -8,13 +8,17 @@
 //! - `parents`, `backends` where references of routes lead; `shadow` which rule takes a request;
 //! - `policy` retries and time-outs; `probes` what an inbound policy keeps out.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
-    index::{Index, Name},
+    index::{Index, Name, Warning},
     source::{
-        Event, Key, Kind,
-        manifest::{Objects, Problem},
+        self, Event, Key, Kind, ServiceKind, ServicePort,
+        manifest::{Object, Objects, Problem},
     },
 };
 
@@ -48,6 +52,17 @@ pub struct Finding {
     pub problem: String,
     /// What to do about it.
     pub mend: String,
+    /// What it rests on.
+    pub basis: Basis,
+}
+
+/// What a finding rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// The object alone, whatever else there is.
+    Itself,
+    /// Other objects as well, which may come, go and change.
+    Others,
 }
 
 /// Everything wrong with a set of objects, in the order of files and lines; for the trust domain and
@@ -57,21 +72,86 @@ pub fn lint(objects: &Objects) -> Vec<Finding> {
     let mut index = Index::new("cluster.local", "cluster.local");
     let applied = index.apply([Event::Reset(objects.resolved().into_values().collect())]);
     let workloads = services::workloads(objects);
-    let mut report = Report { objects, index: &index, workloads, findings: Vec::new() };
+    let whole = false;
+    let mut report = Report { objects, index: &index, workloads, whole, findings: Vec::new() };
     for warning in &objects.warnings {
         // Kinds that are not used here (ConfigMaps, StatefulSets) are nobody's mistake.
         if warning.field != "kind" {
             report.findings.push(of_file(Rule::ManifestSlip, warning));
         }
     }
-    annotations::check(&mut report, &applied.warnings);
     services::check(&mut report);
-    parents::check(&mut report);
-    backends::check(&mut report);
-    shadow::check(&mut report);
-    policy::check(&mut report);
+    routing(&mut report, &applied.warnings);
     probes::check(&mut report);
     sorted(report.findings)
+}
+
+/// What there is to say of a Service or a route on its own and beside what a cluster has:
+/// `around` is what it depends on (see [`Index::around`]), `None` where that is not known. Pods are not
+/// looked at: they mostly come after their Service.
+#[must_use]
+pub fn lint_in_cluster(object: &Object, around: Option<Vec<source::Object>>) -> Vec<Finding> {
+    let Some(slim) = object.slim() else { return Vec::new() };
+    let mut own = one(object, stand_ins(&slim), &slim);
+    own.retain(|finding| finding.basis == Basis::Itself);
+    let mut beside = around.map(|around| one(object, around, &slim)).unwrap_or_default();
+    beside.retain(|finding| {
+        let told = |own: &Finding| own.rule == finding.rule && own.field == finding.field;
+        finding.basis == Basis::Others && !own.iter().any(told)
+    });
+    own.extend(beside);
+    sorted(own)
+}
+
+/// What there is to say of one object in a world of these others.
+fn one(object: &Object, mut world: Vec<source::Object>, slim: &source::Object) -> Vec<Finding> {
+    world.push(slim.clone());
+    let mut index = Index::new("cluster.local", "cluster.local");
+    let applied = index.apply([Event::Reset(world)]);
+    let objects = Objects::one(object.clone());
+    let workloads = Vec::new();
+    let mut report =
+        Report { objects: &objects, index: &index, workloads, whole: true, findings: Vec::new() };
+    routing(&mut report, &applied.warnings);
+    let key = object.key();
+    report.findings.retain(|finding| finding.object.as_ref() == Some(&key));
+    report.findings
+}
+
+/// A Service for each parent of a route, just so that the route is attached to something.
+fn stand_ins(object: &source::Object) -> Vec<source::Object> {
+    let source::Object::Route(route) = object else { return Vec::new() };
+    let mut services: BTreeMap<Name, Vec<ServicePort>> = BTreeMap::new();
+    for (at, parent) in route.parents.iter().enumerate().filter(|(_, one)| one.is_service()) {
+        let namespace = parent.namespace.as_deref().unwrap_or(&route.meta.name.namespace);
+        let number = parent.port.and_then(|port| u16::try_from(port).ok());
+        services.entry(Name::new(namespace, &parent.name)).or_default().push(ServicePort {
+            number: number.or_else(|| u16::try_from(at + 1).ok()).unwrap_or(u16::MAX),
+            name: parent.section_name.clone().unwrap_or_default(),
+            app_protocol: None,
+        });
+    }
+    let service = |(name, ports)| {
+        source::Object::Service(Arc::new(source::Service {
+            meta: source::Meta { name, annotations: source::Annotations::default() },
+            cluster_ips: Vec::new(),
+            kind: ServiceKind::Balanced,
+            ports,
+            node_local: false,
+            distribution: source::Distribution::Any,
+            client_ip: None,
+        }))
+    };
+    services.into_iter().map(service).collect()
+}
+
+/// What can be said of Services and routes without pods.
+fn routing(report: &mut Report<'_>, warnings: &[Warning]) {
+    annotations::check(report, warnings);
+    parents::check(report);
+    backends::check(report);
+    shadow::check(report);
+    policy::check(report);
 }
 
 /// What kept the loader from taking a set of files, as findings.
@@ -89,6 +169,7 @@ fn of_file(rule: Rule, problem: &Problem) -> Finding {
         field: problem.field.clone(),
         problem: problem.problem.clone(),
         mend: problem.mend.clone(),
+        basis: Basis::Itself,
     }
 }
 
@@ -108,6 +189,8 @@ struct Report<'a> {
     index: &'a Index,
     /// Pods, one of each Deployment.
     workloads: Vec<Workload>,
+    /// Whether the index knows all that there is, and not just what some files have.
+    whole: bool,
     findings: Vec<Finding>,
 }
 
@@ -129,7 +212,23 @@ impl Report<'_> {
             field: field.into(),
             problem: problem.into(),
             mend: mend.into(),
+            basis: Basis::Others,
         });
+    }
+
+    /// Something that is wrong whatever else there is.
+    fn add_own(
+        &mut self,
+        rule: Rule,
+        object: &Key,
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        mend: impl Into<String>,
+    ) {
+        self.add(rule, object, field, problem, mend);
+        if let Some(last) = self.findings.last_mut() {
+            last.basis = Basis::Itself;
+        }
     }
 
     /// Something about the Services of a namespace. Where these files have none of it, they may well
@@ -143,7 +242,7 @@ impl Report<'_> {
         problem: String,
         mend: impl Into<String>,
     ) {
-        if self.has_services(namespace) {
+        if self.whole || self.has_services(namespace) {
             return self.add(rule, object, field, problem, mend);
         }
         let problem =

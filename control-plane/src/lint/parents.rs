@@ -9,7 +9,7 @@ use crate::{
         protocol::Protocol,
         routes::{Refusal, RouteId},
     },
-    source::{Key, Kind, ServiceKind},
+    source::{Key, Kind, ServiceKind, route::GROUP},
 };
 
 pub(super) fn check(report: &mut Report<'_>) {
@@ -25,12 +25,21 @@ pub(super) fn check(report: &mut Report<'_>) {
         if route.parents.is_empty() {
             let mend = "add parentRefs with a Service: group: \"\", kind: Service, name";
             let problem = "missing, so that nobody uses the route";
-            report.add(Rule::RouteWithoutParent, &key, "spec.parentRefs", problem, mend);
+            report.add_own(Rule::RouteWithoutParent, &key, "spec.parentRefs", problem, mend);
         }
         for (rule, problem) in index.rule_problems(id) {
             let problem = format!("{problem}; what only this rule matches is answered 500");
             let field = format!("spec.rules[{rule}]");
-            report.add(Rule::RuleInvalid, &key, field, problem, "correct or remove it");
+            report.add_own(Rule::RuleInvalid, &key, field, problem, "correct or remove it");
+        }
+        for (i, parent) in route.parents.iter().enumerate().filter(|(_, one)| one.is_slip()) {
+            let problem = format!(
+                "{GROUP} has no kind Service, so that nobody uses the route for {}",
+                parent.name
+            );
+            let field = format!("spec.parentRefs[{i}].group");
+            let mend = "write group: \"\" for a Service";
+            report.add_own(Rule::ParentKind, &key, field, problem, mend);
         }
         let mut refused = false;
         let parents = route.parents.iter().enumerate();

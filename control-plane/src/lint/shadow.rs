@@ -6,50 +6,74 @@
 use std::collections::BTreeMap;
 
 use super::{Report, Rule, key_of};
-use crate::index::routes::{
-    Matched, Ordered, OrderedMatch, RouteId,
-    rule::{Path, RouteMatch, ValueMatch},
+use crate::{
+    index::routes::{
+        Matched, Ordered, OrderedMatch, RouteId,
+        rule::{Path, RouteMatch, ValueMatch},
+    },
+    source::Key,
 };
 
 /// A rule, and of it a match.
 type Place = (RouteId, usize, usize);
 /// A match of a rule, and who takes what it is for; `None`: it is reached.
-type Taken = (usize, Option<String>);
+type Taken = (usize, Option<Taker>);
+
+/// Who takes what a match is for, for people.
+struct Taker {
+    text: String,
+    /// Whether it is of the same route, on every port that the route is on.
+    own: bool,
+}
 
 pub(super) fn check(report: &mut Report<'_>) {
     // Of each match, on every port that it is on: who takes what it is for.
-    let mut takers: BTreeMap<Place, Vec<Option<String>>> = BTreeMap::new();
+    let mut takers: BTreeMap<Place, Vec<Option<Taker>>> = BTreeMap::new();
     for port in report.index.precedence() {
         for (at, one) in port.matches.iter().enumerate() {
             let taker =
                 port.matches[..at].iter().find(|first| covers(&first.matched, &one.matched));
-            let taker = taker.map(|first| described(first, one, &port));
+            let taker = taker.map(|first| Taker {
+                text: described(first, one, &port),
+                own: first.route == one.route,
+            });
             takers.entry((one.route.clone(), one.rule, one.at)).or_default().push(taker);
         }
     }
     let mut rules: BTreeMap<(RouteId, usize), Vec<Taken>> = BTreeMap::new();
     for ((route, rule, at), takers) in takers {
         // Reached on one port is reached.
-        let taker =
-            takers.into_iter().collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().next());
+        let all: Option<Vec<Taker>> = takers.into_iter().collect();
+        let taker = all.and_then(|all| {
+            let own = all.iter().all(|taker| taker.own);
+            all.into_iter().next().map(|first| Taker { own, ..first })
+        });
         rules.entry((route, rule)).or_default().push((at, taker));
     }
     for ((route, rule), matches) in rules {
         let key = key_of(route.kind, &route.name);
         let field = format!("spec.rules[{rule}]");
-        let mend = "make the match narrower or the earlier one, or remove it";
-        if let [(_, Some(first)), ..] = &matches[..]
-            && matches.iter().all(|(_, taker)| taker.is_some())
-        {
-            let problem = format!("no request ever reaches the rule: {first}");
-            report.add(Rule::RuleShadowed, &key, field, problem, mend);
+        let all: Option<Vec<&Taker>> = matches.iter().map(|(_, taker)| taker.as_ref()).collect();
+        if let Some([first, ..]) = all.as_deref() {
+            let problem = format!("no request ever reaches the rule: {}", first.text);
+            let own = all.iter().flatten().all(|taker| taker.own);
+            add(report, own, Rule::RuleShadowed, &key, field, problem);
             continue;
         }
         for (at, taker) in matches {
             let Some(taker) = taker else { continue };
-            let problem = format!("no request ever reaches the match: {taker}");
-            report.add(Rule::MatchShadowed, &key, format!("{field}.matches[{at}]"), problem, mend);
+            let problem = format!("no request ever reaches the match: {}", taker.text);
+            let field = format!("{field}.matches[{at}]");
+            add(report, taker.own, Rule::MatchShadowed, &key, field, problem);
         }
+    }
+}
+
+fn add(report: &mut Report<'_>, own: bool, rule: Rule, key: &Key, field: String, problem: String) {
+    let mend = "make the match narrower or the earlier one, or remove it";
+    match own {
+        true => report.add_own(rule, key, field, problem, mend),
+        false => report.add(rule, key, field, problem, mend),
     }
 }
 
@@ -61,11 +85,13 @@ fn described(first: &OrderedMatch, of: &OrderedMatch, port: &Ordered) -> String 
             format!(" of {} {}/{}", kind.as_str(), name.namespace, name.name)
         }
     };
+    let taken = format!("{place}{route} comes first and takes all of it");
+    // Its own rules stand in one order wherever it is attached.
+    if route.is_empty() {
+        return taken;
+    }
     let service = &port.service;
-    format!(
-        "{place}{route} comes first and takes all of it (port {} of service {}/{})",
-        port.port, service.namespace, service.name
-    )
+    format!("{taken} (port {} of service {}/{})", port.port, service.namespace, service.name)
 }
 
 /// Whether all that is for `b` is for `a` too.

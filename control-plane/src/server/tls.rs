@@ -11,7 +11,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use remora_core::{drain, spiffe::SpiffeId};
 use remora_proto::v1::TrustBundle;
 use rustls::{
-    RootCertStore, ServerConfig,
+    ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use x509_parser::extensions::GeneralName;
 
 use crate::identity::{
-    ca::{Authority, SignError},
+    ca::{Authority, Leaf, SignError},
     rotation::Signer,
 };
 
@@ -48,43 +48,84 @@ pub fn issue(
     identity: &SpiffeId,
     now: SystemTime,
 ) -> Result<(ServerConfig, Duration), TlsError> {
-    let config = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(SignError::from)?;
     let leaf = authority.sign(&key, identity, now)?;
     let mut roots = RootCertStore::empty();
     for root in &bundle.roots {
-        roots.add(CertificateDer::from(root.as_slice())).map_err(|e| config(&e))?;
+        roots.add(CertificateDer::from(root.as_slice())).map_err(|e| config_error(&e))?;
     }
-    let provider: Arc<CryptoProvider> = Arc::new(aws_lc_rs::default_provider());
     // Certify is called by those who have no certificate yet; discovery checks for one.
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| config(&e))?;
-    let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let mut server = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| config(&e))?
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| config_error(&e))?;
+    let renew_in = renewal(&leaf, now);
+    let mut server = tls13()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(leaf.chain, der)
-        .map_err(|e| config(&e))?;
+        .with_single_cert(leaf.chain, private(&key))
+        .map_err(|e| config_error(&e))?;
     server.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would carry a client certificate past its end.
-    server.session_storage = Arc::new(NoServerSessionStorage {});
-    server.send_tls13_tickets = 0;
-    let life = leaf.not_after.duration_since(now).unwrap_or_default();
-    Ok((server, life * 2 / 3))
+    without_sessions(&mut server);
+    Ok((server, renew_in))
 }
 
-/// Renews the certificate at two thirds of its life, and whenever another issuer or other roots are
-/// in force, until draining begins.
+/// The same for those who know the server by a DNS name and are not asked who they are: API servers.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn issue_for_host(
+    authority: &Authority,
+    host: &str,
+    now: SystemTime,
+) -> Result<(ServerConfig, Duration), TlsError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(SignError::from)?;
+    let leaf = authority.sign_host(&key, host, now)?;
+    let renew_in = renewal(&leaf, now);
+    let mut server = tls13()?
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain, private(&key))
+        .map_err(|e| config_error(&e))?;
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    without_sessions(&mut server);
+    Ok((server, renew_in))
+}
+
+fn config_error(error: &dyn std::fmt::Display) -> TlsError {
+    TlsError::Config(error.to_string())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn tls13() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, TlsError> {
+    ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| config_error(&e))
+}
+
+fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()))
+}
+
+fn without_sessions(server: &mut ServerConfig) {
+    server.session_storage = Arc::new(NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+}
+
+/// At two thirds of its life.
+fn renewal(leaf: &Leaf, now: SystemTime) -> Duration {
+    leaf.not_after.duration_since(now).unwrap_or_default() * 2 / 3
+}
+
+/// Renews a certificate when its time has come, and whenever another issuer or other roots are in
+/// force, until draining begins. `issue` makes a configuration, and says when to renew it.
 pub async fn renew(
     (mut signer, mut bundle): (watch::Receiver<Arc<Signer>>, watch::Receiver<Arc<TrustBundle>>),
-    identity: SpiffeId,
+    issue: impl Fn(&Authority, &TrustBundle) -> Result<(ServerConfig, Duration), TlsError>,
     slot: Arc<ArcSwap<ServerConfig>>,
     mut wait: Duration,
-    clock: fn() -> SystemTime,
     drain: drain::Watch,
 ) {
     loop {
@@ -96,7 +137,7 @@ pub async fn renew(
         }
         let authority = Arc::clone(&signer.borrow_and_update().authority);
         let roots = Arc::clone(&bundle.borrow_and_update());
-        wait = match issue(&authority, &roots, &identity, clock()) {
+        wait = match issue(&authority, &roots) {
             Ok((config, wait)) => {
                 slot.store(Arc::new(config));
                 tracing::info!("server certificate renewed");

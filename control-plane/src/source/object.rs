@@ -178,6 +178,12 @@ fn is_ours(key: &str) -> bool {
 }
 
 impl Annotations {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// As a map.
     #[must_use]
     pub fn to_map(&self) -> BTreeMap<String, String> {

@@ -23,11 +23,11 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use remora_core::drain;
+use remora_core::{admission::cut, drain};
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{cluster::REQUEST, metrics::Metrics, review::message::cut};
+use super::{cluster::REQUEST, metrics::Metrics};
 use crate::pod::owner;
 
 /// Events that wait to be written.

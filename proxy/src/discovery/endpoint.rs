@@ -2,10 +2,11 @@
 
 use std::{
     net::SocketAddr,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use remora_core::spiffe::SpiffeId;
 use remora_proto::v1 as pb;
 
@@ -22,7 +23,7 @@ use crate::{
 /// An endpoint and what was observed of it.
 ///
 /// Updates keep the same `Arc<Endpoint>`, and so its statistics, as long as address, identity and
-/// pod are the same: owner, node and zone do not change in a pod's life.
+/// pod are the same: owner, node and zone do not change in a pod's life. For which zones it is does.
 #[derive(Debug)]
 pub struct Endpoint {
     /// What is dialled, also through mTLS.
@@ -39,6 +40,8 @@ pub struct Endpoint {
     pub node: Box<str>,
     /// Topology zone it runs in.
     pub zone: Box<str>,
+    /// Zones that it is for, whatever its own; `None`: its own.
+    pub(super) for_zones: ArcSwapOption<Box<[Box<str>]>>,
     /// EWMA, requests in flight, breaker.
     pub stats: EndpointStats,
     /// Attempts that ended.
@@ -68,6 +71,7 @@ impl Endpoint {
             owner: endpoint.owner.as_str().into(),
             node: endpoint.node.as_str().into(),
             zone: endpoint.zone.as_str().into(),
+            for_zones: ArcSwapOption::new(for_zones(&endpoint.for_zones)),
             stats: EndpointStats::new(now).named(Token::of(addr, &endpoint.pod)),
             flow: Flow::default(),
             seat: OnceLock::new(),
@@ -81,6 +85,21 @@ impl Endpoint {
             && self.identity == other.identity
             && self.namespace == other.namespace
             && self.pod == other.pod
+    }
+
+    /// Takes over what may change of the same peer.
+    pub(super) fn follow(&self, newer: &Self) {
+        self.for_zones.store(newer.for_zones.load_full());
+    }
+
+    /// Whether it is near callers of a zone.
+    #[must_use]
+    pub fn is_for(&self, zone: &str) -> bool {
+        !zone.is_empty()
+            && match &*self.for_zones.load() {
+                Some(zones) => zones.iter().any(|one| **one == *zone),
+                None => *self.zone == *zone,
+            }
     }
 
     /// Counts an attempt that ended `now`, `took` after it was sent.
@@ -108,6 +127,11 @@ impl Endpoint {
     pub fn is_shown(&self) -> bool {
         self.seat.get().is_some_and(Option::is_some)
     }
+}
+
+fn for_zones(wire: &[String]) -> Option<Arc<Box<[Box<str>]>>> {
+    let zones: Box<[Box<str>]> = wire.iter().map(|zone| zone.as_str().into()).collect();
+    (!zones.is_empty()).then(|| Arc::new(zones))
 }
 
 #[cfg(test)]

@@ -236,7 +236,7 @@ impl ServiceState {
 fn placed(list: Vec<Arc<Endpoint>>, policy: &Policy) -> Arc<Endpoints<Endpoint>> {
     let Topology { prefer, node, zone } = &policy.topology;
     let on_node = |e: &Endpoint| !node.is_empty() && e.node == *node;
-    let in_zone = |e: &Endpoint| !zone.is_empty() && e.zone == *zone;
+    let in_zone = |e: &Endpoint| e.is_for(zone);
     let by_node = *prefer == Prefer::SameNode && list.iter().any(|e| on_node(e));
     Arc::new(match prefer {
         Prefer::Any => Endpoints::new(list, policy),
@@ -248,7 +248,10 @@ fn placed(list: Vec<Arc<Endpoint>>, policy: &Policy) -> Arc<Endpoints<Endpoint>>
 /// The known object where it is the same peer, else the fresh one, which joined when that is said.
 fn keep(known: Option<&Arc<Endpoint>>, fresh: Endpoint, joined: Option<Instant>) -> Arc<Endpoint> {
     match known {
-        Some(known) if known.is_same_peer(&fresh) => known.clone(),
+        Some(known) if known.is_same_peer(&fresh) => {
+            known.follow(&fresh);
+            known.clone()
+        }
         _ => Arc::new(match joined {
             Some(now) => Endpoint { stats: fresh.stats.joining(now), ..fresh },
             None => fresh,

@@ -112,6 +112,29 @@ fn near_endpoints_are_those_on_the_node_or_else_in_the_zone() {
 }
 
 #[test]
+fn hints_take_the_place_of_an_endpoints_own_zone_and_may_change() {
+    let hinted = |n: u8, zones: &[&str]| pb::Endpoint {
+        zone: "b".to_owned(),
+        for_zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+        ..endpoint(n, n, 1)
+    };
+    let prefer = pb::topology::Prefer::SameZone.into();
+    let topology = pb::Topology { prefer, zone: "a".into(), ..Default::default() };
+    let endpoints = vec![hinted(1, &["a", "c"]), hinted(2, &["b"])];
+    let service = pb::Service { topology: Some(topology), endpoints, ..Default::default() };
+    let (before, _) = ServiceState::from_snapshot(None, &service, 1, now());
+    assert_eq!(before.endpoints.near(), Some(&[0][..]));
+    let upsert = vec![hinted(1, &["b"]), hinted(2, &["a"])];
+    let delta = pb::EndpointsDelta { upsert, ..Default::default() };
+    let (after, _) = before.with_delta(&delta, now());
+    assert_eq!(after.endpoints.near(), Some(&[1][..]));
+    assert!(Arc::ptr_eq(&at(&before, 1), &at(&after, 1)), "its statistics stay");
+    let upsert = vec![hinted(1, &[]), hinted(2, &[])];
+    let delta = pb::EndpointsDelta { upsert, ..Default::default() };
+    assert_eq!(after.with_delta(&delta, now()).0.endpoints.near(), None, "their own zone counts");
+}
+
+#[test]
 fn a_snapshot_keeps_the_statistics_of_surviving_endpoints() {
     let before = state(vec![endpoint(1, 1, 1), endpoint(2, 1, 1)]);
     let service =

@@ -10,6 +10,7 @@ use std::{
 
 use clap::Parser;
 use parking_lot::Mutex;
+use remora_control_plane::app::Listeners;
 use remora_core::{
     drain::{self, Drain},
     names::SYSTEM_NAMESPACE,
@@ -67,8 +68,15 @@ impl Cluster {
         args.extend(more.iter().map(|flag| (*flag).to_owned()));
         let args = flags::<remora_control_plane::Args>(args);
         let at = (args.listen.ip().to_canonical() != Ipv6Addr::UNSPECIFIED).then_some(args.listen);
-        Program::start_at(at, "control-plane", async move |listener, admin, drain| {
-            let result = remora_control_plane::app::serve(args, listener, admin, None, drain).await;
+        let reviews = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        reviews.set_nonblocking(true).unwrap();
+        let service = ("remora-system", "remora-control-plane", 443);
+        let (namespace, name, port) = service;
+        self.api.route_service(namespace, name, port, reviews.local_addr().unwrap());
+        Program::start_at(at, "control-plane", async move |grpc, admin, drain| {
+            let admission = Some(TcpListener::from_std(reviews)?);
+            let listeners = Listeners { grpc, admin, admission };
+            let result = remora_control_plane::app::serve(args, listeners, None, drain).await;
             drop(kubeconfig);
             result
         })
@@ -160,8 +168,22 @@ pub(super) fn is_injected(pod: &Value) -> bool {
     lists.into_iter().filter_map(Value::as_array).flatten().any(named)
 }
 
-/// What the two conditions of the webhooks say, as an API server would evaluate them.
-fn condition(_webhook: &str, expression: &str, request: &Value) -> bool {
+/// What the conditions of the webhooks say, as an API server would evaluate them.
+fn condition(webhook: &str, expression: &str, request: &Value) -> bool {
+    let object = &request["object"];
+    match webhook {
+        "routes.lint.remora.io" => {
+            assert!(expression.contains("parent.kind == 'Service'"), "not known: {expression}");
+            let mut parents = object["spec"]["parentRefs"].as_array().into_iter().flatten();
+            return parents.any(|parent| parent["kind"] == "Service");
+        }
+        "services.lint.remora.io" => {
+            assert!(expression.contains("key.contains('remora.io/')"), "not known: {expression}");
+            let annotations = object["metadata"]["annotations"].as_object();
+            return annotations.is_some_and(|all| all.keys().any(|key| key.contains("remora.io/")));
+        }
+        _ => {}
+    }
     let own = request["object"]["metadata"]["annotations"]["remora.io/inject"].as_str();
     assert!(expression.contains("!= 'disabled'"), "a condition that is not known: {expression}");
     match expression.starts_with("!has(") {

@@ -82,6 +82,7 @@ fn left(api: &ApiServer) -> Vec<String> {
         "clusterroles",
         "clusterrolebindings",
         "mutatingwebhookconfigurations",
+        "validatingwebhookconfigurations",
     ]
     .iter()
     .flat_map(|kind| api.objects(kind).into_iter().map(move |object| (kind, object)))

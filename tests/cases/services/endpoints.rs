@@ -86,6 +86,58 @@ async fn conditions_of_a_slice_count_as_they_do_for_kube_proxy() {
     assert_eq!((nobody.status, nobody.reason()), (503, Some("no-endpoints")));
 }
 
+/// A slice of `orders` in zone `b`, made by hand: addresses with the zones that each is for.
+fn hinted(mesh: &Mesh, endpoints: &[(SocketAddr, &[&str])]) {
+    let endpoint = |(address, zones): &(SocketAddr, &[&str])| {
+        let zones: Vec<Value> = zones.iter().map(|zone| json!({"name": zone})).collect();
+        let hints = if zones.is_empty() { Value::Null } else { json!({"forZones": zones}) };
+        json!({"addresses": [address.ip()], "zone": "b", "hints": hints})
+    };
+    let all: Vec<Value> = endpoints.iter().map(endpoint).collect();
+    let object = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "orders-by-hand", "namespace": NAMESPACE,
+            "labels": {"kubernetes.io/service-name": "orders"}},
+        "addressType": "IPv4", "endpoints": all, "ports": [{"port": POD_PORT}]});
+    mesh.write_raw("slice-orders", &object.to_string());
+}
+
+/// As kube-proxy does, though the Service says nothing of zones.
+#[tokio::test]
+async fn hints_of_a_slice_are_followed_where_every_endpoint_has_them() {
+    let mut mesh = Mesh::new();
+    let pods = ["one", "two"].map(|name| outside(&mesh, name));
+    let mut apps = Vec::new();
+    for pod in &pods {
+        apps.push(tells(pod.address(), &pod.name).await);
+    }
+    let ports = json!([{"port": 80, "targetPort": POD_PORT}]);
+    // In turns nothing spills over, however busy this machine is.
+    let annotations = json!({"balancer.remora.io/algorithm": "round-robin",
+        "timeout.remora.io/connect": "10s"});
+    let object = json!({"apiVersion": "v1", "kind": "Service",
+        "spec": {"clusterIP": VIP, "ports": ports},
+        "metadata": {"name": "orders", "namespace": NAMESPACE, "annotations": annotations}});
+    mesh.write_raw("service-orders", &object.to_string());
+    let mut web = mesh.pod("web", "web");
+    web.place = ("n1".to_owned(), "a".to_owned());
+    mesh.write_pod(&web);
+    mesh.start_plane().await;
+    let client = mesh.sidecar(&web, &[ENTRY]).await;
+    let entry = client.entry(ENTRY);
+    let [one, two] = pods.each_ref().map(Pod::address);
+    hinted(&mesh, &[(one, &["a"]), (two, &["b"])]);
+    eventually("the slice", async || (ask(entry, "x").await.status == 200).then_some(())).await;
+    assert_eq!(whos(entry, 20).await, ["one"]);
+    hinted(&mesh, &[(one, &["b"]), (two, &["a", "c"])]);
+    eventually("other hints", async || (who(entry).await == "two").then_some(())).await;
+    assert_eq!(whos(entry, 20).await, ["two"]);
+    let both = async || (whos(entry, 20).await == ["one", "two"]).then_some(());
+    hinted(&mesh, &[(one, &[]), (two, &["a"])]);
+    eventually("no hints, since one has none", both).await;
+    hinted(&mesh, &[(one, &["b"]), (two, &["c"])]);
+    eventually("nobody is for the zone", both).await;
+}
+
 #[tokio::test]
 async fn a_pod_that_is_not_ready_counts_only_where_the_service_publishes_it() {
     let mut mesh = Mesh::new();

@@ -1,5 +1,5 @@
-//! Mutating webhooks, called as an API server calls them: over HTTPS, with the `caBundle` of the
-//! stored MutatingWebhookConfiguration, to where the test says the Service is.
+//! Webhooks, called as an API server calls them: over HTTPS, with the `caBundle` of the stored
+//! configuration, to where the test says the Service is.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,8 +29,8 @@ pub(super) async fn admitted(
     user: &str,
     dry_run: bool,
 ) -> Result<(Value, Vec<String>), Refusal> {
-    let call = Call { shared, kind, user, dry_run };
-    let webhooks = webhooks(shared, kind);
+    let call = Call { shared, kind, part: None, old: None, user, dry_run };
+    let webhooks = webhooks(shared, &call, "mutatingwebhookconfigurations");
     let (mut object, mut warnings) = (object, Vec::new());
     // Who had changed nothing yet when a later one did, and wants to see that.
     let mut again = Vec::new();
@@ -52,9 +52,57 @@ pub(super) async fn admitted(
     Ok((object, warnings))
 }
 
-/// Webhooks whose rules name creations of this kind, in the order of their configurations' names.
-fn webhooks(shared: &Shared, kind: &Kind) -> Vec<Value> {
-    let configurations = kinds::plural("mutatingwebhookconfigurations");
+/// What is written as validating webhooks see it.
+pub(super) struct Written<'a> {
+    pub(super) kind: &'a Kind,
+    /// The subresource that is written.
+    pub(super) part: Option<&'a str>,
+    /// What is stored; nothing where the object is new.
+    pub(super) old: Option<&'a Value>,
+    pub(super) new: &'a Value,
+}
+
+/// Whether any validating webhook's rules name this.
+pub(super) fn is_validated(shared: &Arc<Shared>, kind: &Kind, part: Option<&str>) -> bool {
+    ["CREATE", "UPDATE"].iter().any(|operation| {
+        !named(shared, "validatingwebhookconfigurations", operation, kind, part).is_empty()
+    })
+}
+
+/// The warnings of all validating webhooks that want to see what is written; the first that denies it
+/// ends it.
+pub(super) async fn validated(
+    shared: &Arc<Shared>,
+    written: Written<'_>,
+    user: &str,
+    dry_run: bool,
+) -> Result<Vec<String>, Refusal> {
+    let Written { kind, part, old, new } = written;
+    let call = Call { shared, kind, part, old, user, dry_run };
+    let mut warnings = Vec::new();
+    for webhook in webhooks(shared, &call, "validatingwebhookconfigurations") {
+        call.asked(&webhook, new, &mut warnings).await?;
+    }
+    Ok(warnings)
+}
+
+/// Webhooks whose rules name what is done, in the order of their configurations' names.
+fn webhooks(shared: &Shared, call: &Call<'_>, configurations: &str) -> Vec<Value> {
+    named(shared, configurations, call.operation(), call.kind, call.part)
+}
+
+fn named(
+    shared: &Shared,
+    configurations: &str,
+    operation: &str,
+    kind: &Kind,
+    part: Option<&str>,
+) -> Vec<Value> {
+    let resource = match part {
+        Some(part) => format!("{}/{part}", kind.plural),
+        None => kind.plural.to_owned(),
+    };
+    let configurations = kinds::plural(configurations);
     let configurations = configurations.expect("invariant: in the table");
     let state = shared.state.lock();
     let version = state.store.version_at(Instant::now() - state.webhook_lag);
@@ -64,10 +112,10 @@ fn webhooks(shared: &Shared, kind: &Kind) -> Vec<Value> {
         values.any(|value| value == wanted || value == "*")
     };
     let fits = |rule: &Value| {
-        has(rule, "operations", "CREATE")
+        has(rule, "operations", operation)
             && has(rule, "apiGroups", kind.group)
             && has(rule, "apiVersions", kind.version)
-            && has(rule, "resources", kind.plural)
+            && has(rule, "resources", &resource)
     };
     all.values()
         .flat_map(|object| object["webhooks"].as_array().into_iter().flatten())
@@ -79,11 +127,17 @@ fn webhooks(shared: &Shared, kind: &Kind) -> Vec<Value> {
 struct Call<'a> {
     shared: &'a Arc<Shared>,
     kind: &'a Kind,
+    part: Option<&'a str>,
+    old: Option<&'a Value>,
     user: &'a str,
     dry_run: bool,
 }
 
 impl Call<'_> {
+    fn operation(&self) -> &'static str {
+        if self.old.is_some() { "UPDATE" } else { "CREATE" }
+    }
+
     /// The object after a webhook, where that wants it.
     async fn through(
         &self,
@@ -91,10 +145,23 @@ impl Call<'_> {
         object: Value,
         warnings: &mut Vec<String>,
     ) -> Result<Value, Refusal> {
+        match self.asked(webhook, &object, warnings).await? {
+            Some(response) => self.patched(object, &response),
+            None => Ok(object),
+        }
+    }
+
+    /// What a webhook says that allows it; nothing where it does not want it, or fails and may.
+    async fn asked(
+        &self,
+        webhook: &Value,
+        object: &Value,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<Value>, Refusal> {
         let name = webhook["name"].as_str().unwrap_or_default();
-        let request = self.request(&object);
+        let request = self.request(object);
         if !self.wanted(webhook, &request) {
-            return Ok(object);
+            return Ok(None);
         }
         if self.dry_run
             && !["None", "NoneOnDryRun"].map(Value::from).contains(&webhook["sideEffects"])
@@ -114,7 +181,7 @@ impl Call<'_> {
         };
         let response = match result.and_then(|review| response(&request, &review)) {
             Ok(response) => response,
-            Err(_) if webhook["failurePolicy"] == "Ignore" => return Ok(object),
+            Err(_) if webhook["failurePolicy"] == "Ignore" => return Ok(None),
             Err(why) => {
                 return Err(status::internal(&format!("failed calling webhook \"{name}\": {why}")));
             }
@@ -124,7 +191,7 @@ impl Call<'_> {
         if response["allowed"] != json!(true) {
             return Err(denied(name, &response["status"]));
         }
-        self.patched(object, &response)
+        Ok(Some(response))
     }
 
     /// Whether the webhook's selectors and conditions take this.
@@ -158,11 +225,16 @@ impl Call<'_> {
         let mut request = json!({
             "uid": self.shared.state.lock().uid(),
             "kind": kind, "resource": resource, "requestKind": kind, "requestResource": resource,
-            "operation": "CREATE",
+            "operation": self.operation(),
             "userInfo": {"username": self.user, "groups": groups},
-            "object": object, "oldObject": null, "dryRun": self.dry_run,
-            "options": {"kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1"},
+            "object": object, "oldObject": self.old, "dryRun": self.dry_run,
+            "options": {"apiVersion": "meta.k8s.io/v1",
+                        "kind": if self.old.is_some() { "UpdateOptions" } else { "CreateOptions" }},
         });
+        if let Some(part) = self.part {
+            request["subResource"] = json!(part);
+            request["requestSubResource"] = json!(part);
+        }
         for field in ["name", "namespace"] {
             let value = &object["metadata"][field];
             if !value.is_null() {

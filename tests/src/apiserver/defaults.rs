@@ -16,14 +16,16 @@ pub(super) fn fill(kind: &Kind, object: &mut Value, suffix: &str) {
         ("", "pods") => pod(object, suffix),
         ("", "services") => service(object),
         ("", "secrets") => or(object, "type", json!("Opaque")),
-        ("admissionregistration.k8s.io", _) => {
+        ("admissionregistration.k8s.io", plural) => {
             for webhook in items(object, "webhooks") {
                 or(webhook, "namespaceSelector", json!({}));
                 or(webhook, "objectSelector", json!({}));
                 or(webhook, "failurePolicy", json!("Fail"));
                 or(webhook, "matchPolicy", json!("Equivalent"));
                 or(webhook, "timeoutSeconds", json!(10));
-                or(webhook, "reinvocationPolicy", json!("Never"));
+                if plural == "mutatingwebhookconfigurations" {
+                    or(webhook, "reinvocationPolicy", json!("Never"));
+                }
             }
         }
         _ => {}

@@ -33,8 +33,9 @@
 //! - **Users**: a request without a token may do everything. [`ApiServer::client_as`] sends one;
 //!   with [`ApiServer::enforce_rbac`] the stored Roles, ClusterRoles and bindings decide.
 //!   [`ApiServer::asked`] tells who asked for what, [`ApiServer::refused`] what the roles denied.
-//! - **Admission**: creations go through the stored MutatingWebhookConfigurations, over HTTPS to
-//!   where [`ApiServer::route_service`] says. matchConditions are the test's to decide:
+//! - **Admission**: creations go through the stored MutatingWebhookConfigurations, creations and
+//!   changes through the ValidatingWebhookConfigurations, over HTTPS to where
+//!   [`ApiServer::route_service`] says. matchConditions are the test's to decide:
 //!   [`ApiServer::decide_conditions`].
 //! - **Waiting**: [`ApiServer::until`] looks again after every request and every change.
 //! - **What it leaves out**: defaults and checks of most kinds, tables, protobuf, YAML answers,

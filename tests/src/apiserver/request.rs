@@ -110,6 +110,13 @@ impl Query {
     pub(super) fn dry_run(&self) -> bool {
         self.text("dryRun").is_some()
     }
+
+    /// The same, with nothing stored.
+    pub(super) fn for_trial(&self) -> Self {
+        let mut parameters = self.0.clone();
+        parameters.insert("dryRun".to_owned(), "All".to_owned());
+        Self(parameters)
+    }
 }
 
 impl Target {

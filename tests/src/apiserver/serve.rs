@@ -143,30 +143,41 @@ async fn write(
                 (write::drafted(&state.store, target, &body, &writer)?, writer)
             };
             let dry_run = query.dry_run();
-            let (object, warnings) =
+            let (object, mut warnings) =
                 admission::admitted(shared, kind, draft, user, dry_run).await?;
+            let written = admission::Written { kind, part: None, old: None, new: &object };
+            warnings.extend(admission::validated(shared, written, user, dry_run).await?);
             let object = shared
                 .change(|state| write::created(&mut state.store, kind, object, &writer, dry_run))?;
             Ok((StatusCode::CREATED, object, warnings))
         }
         (&Method::PUT, Some(_)) => {
             let body = parsed(body, kind.name)?;
-            let object = shared.change(|state| {
-                let writer = state.writer(&manager);
-                write::replaced(&mut state.store, target, &body, &writer, query.dry_run())
-            })?;
-            Ok((StatusCode::OK, object, Vec::new()))
+            let replace = |dry_run: bool| {
+                shared.change(|state| {
+                    let writer = state.writer(&manager);
+                    write::replaced(&mut state.store, target, &body, &writer, dry_run)
+                })
+            };
+            let draft = || replace(true);
+            let warnings = validated(shared, target, query, user, draft).await?;
+            Ok((StatusCode::OK, replace(query.dry_run())?, warnings))
         }
         (&Method::PATCH, Some(_)) => {
             let form = content_type(&head.headers).and_then(Form::of);
             let form = form.ok_or_else(status::unsupported_media_type)?;
             let body = patch_body(form, body)?;
-            let (object, is_new) = shared.change(|state| {
-                let writer = state.writer(&manager);
-                write::patched(&mut state.store, target, (form, &body), query, &writer)
-            })?;
+            let patch = |query: &Query| {
+                shared.change(|state| {
+                    let writer = state.writer(&manager);
+                    write::patched(&mut state.store, target, (form, &body), query, &writer)
+                })
+            };
+            let draft = || patch(&query.for_trial()).map(|(object, _)| object);
+            let warnings = validated(shared, target, query, user, draft).await?;
+            let (object, is_new) = patch(query)?;
             let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-            Ok((code, object, Vec::new()))
+            Ok((code, object, warnings))
         }
         (&Method::DELETE, Some(_)) => {
             let options =
@@ -183,6 +194,24 @@ async fn write(
         }
         _ => Err(status::method_not_allowed()),
     }
+}
+
+/// What validating webhooks say of a change, where there are any for it: `draft` makes it for trial.
+async fn validated(
+    shared: &Arc<Shared>,
+    target: &Target,
+    query: &Query,
+    user: &str,
+    draft: impl FnOnce() -> Result<Value, Refusal>,
+) -> Result<Vec<String>, Refusal> {
+    let (kind, part) = (target.kind, target.subresource.as_deref());
+    if !admission::is_validated(shared, kind, part) {
+        return Ok(Vec::new());
+    }
+    let old = shared.state.lock().store.object(&write::id(target)).cloned();
+    let new = draft()?;
+    let written = admission::Written { kind, part, old: old.as_ref(), new: &new };
+    admission::validated(shared, written, user, query.dry_run()).await
 }
 
 fn pod_proxy(shared: &Shared, target: &Target) -> Result<Answer, Refusal> {

@@ -8,7 +8,8 @@ pub(super) use mesh::SAMPLE;
 pub(super) use system::is_ready;
 
 use futures_util::future::join_all;
-use remora_core::names::{SYSTEM_NAMESPACE, WEBHOOK_CONFIGURATION};
+use remora_core::names::{LINT_CONFIGURATION, SYSTEM_NAMESPACE, WEBHOOK_CONFIGURATION};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
@@ -65,9 +66,16 @@ async fn nodes(reader: &Reader) -> Read<Listed<Node>> {
     reader.list("/api/v1/nodes", "list nodes", MAX_NODES, |node| Some(reduce::node(node))).await
 }
 
-async fn webhook<T: serde::de::DeserializeOwned>(reader: &Reader) -> Read<T> {
-    let kind = "mutatingwebhookconfigurations";
-    let path = format!("/apis/admissionregistration.k8s.io/v1/{kind}/{WEBHOOK_CONFIGURATION}");
+async fn webhook<T: DeserializeOwned>(reader: &Reader) -> Read<T> {
+    configuration(reader, "mutatingwebhookconfigurations", WEBHOOK_CONFIGURATION).await
+}
+
+async fn lint_webhook<T: DeserializeOwned>(reader: &Reader) -> Read<T> {
+    configuration(reader, "validatingwebhookconfigurations", LINT_CONFIGURATION).await
+}
+
+async fn configuration<T: DeserializeOwned>(reader: &Reader, kind: &str, name: &str) -> Read<T> {
+    let path = format!("/apis/admissionregistration.k8s.io/v1/{kind}/{name}");
     reader.get(&path, &format!("get {kind}")).await
 }
 

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use k8s_openapi::{
     ByteString,
     api::{
+        admissionregistration::v1::ValidatingWebhookConfiguration,
         apps::v1::DaemonSet,
         core::v1::{ConfigMap, Event, Namespace, Pod, Secret},
     },
@@ -15,7 +16,7 @@ use remora_core::names::{
     LEADER_LEASE, SYSTEM_NAMESPACE, TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY, labels, ports,
 };
 
-use super::{account_may, mesh, nodes, trial, webhook};
+use super::{account_may, lint_webhook, mesh, nodes, trial, webhook};
 use crate::check::{
     Args,
     api::{Answer, Listed, Read, Reader, Unread, shortened},
@@ -40,7 +41,7 @@ pub(super) async fn after(reader: &Reader, args: &Args, namespace: Read<Namespac
     let lease =
         format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM_NAMESPACE}/leases/{LEADER_LEASE}");
     let need = format!("get leases in {SYSTEM_NAMESPACE}");
-    let agents = agents(reader, &injector).await;
+    let (agents, lint) = tokio::join!(agents(reader, &injector), lint(reader, &control_plane));
     let (replicas, injectors, lease) =
         Box::pin(async { tokio::join!(replicas, injectors, reader.get(&lease, &need)) }).await;
     let (warnings, webhook, certificates, nodes) = Box::pin(async {
@@ -62,6 +63,7 @@ pub(super) async fn after(reader: &Reader, args: &Args, namespace: Read<Namespac
         agents,
         warnings,
         webhook,
+        lint,
         certificates,
         lease,
         replicas,
@@ -74,7 +76,10 @@ async fn programs(reader: &Reader) -> (Program, Program) {
         program(reader, CONTROL_PLANE_SERVICE_ACCOUNT, "control-plane", Vec::new()),
         program(reader, INJECTOR_SERVICE_ACCOUNT, "injector", permissions::injector())
     );
-    let needed = permissions::control_plane(control_plane.has_flag("--external-issuer"));
+    let needed = permissions::control_plane(
+        control_plane.has_flag("--external-issuer"),
+        control_plane.answers_at_admission(),
+    );
     control_plane.may = account_may(reader, CONTROL_PLANE_SERVICE_ACCOUNT, needed).await;
     (control_plane, injector)
 }
@@ -87,6 +92,17 @@ async fn agents(reader: &Reader, injector: &Program) -> Option<Read<DaemonSet>> 
     let path =
         format!("/apis/apps/v1/namespaces/{SYSTEM_NAMESPACE}/daemonsets/remora-redirect-agent");
     Some(reader.get(&path, &format!("get daemonsets in {SYSTEM_NAMESPACE}")).await)
+}
+
+/// What the API server asks the control plane at admission, where that answers.
+async fn lint(
+    reader: &Reader,
+    control_plane: &Program,
+) -> Option<Read<ValidatingWebhookConfiguration>> {
+    if !control_plane.answers_at_admission() {
+        return None;
+    }
+    Some(lint_webhook(reader).await)
 }
 
 async fn program(

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::{
-    admissionregistration::v1::MutatingWebhook,
+    admissionregistration::v1::{MutatingWebhook, ValidatingWebhookConfiguration},
     core::v1::{Namespace, Pod},
     discovery::v1::EndpointSlice,
 };
 use remora_core::names::{
-    CONTROL_PLANE_SERVICE_ACCOUNT, INJECTOR_SERVICE_ACCOUNT, LEADER_LEASE, SYSTEM_NAMESPACE,
-    WEBHOOK_PATH,
+    CONTROL_PLANE_SERVICE_ACCOUNT, INJECTOR_SERVICE_ACCOUNT, LEADER_LEASE, LINT_PATH,
+    SYSTEM_NAMESPACE, WEBHOOK_PATH,
 };
 use remora_injector::Owner;
 use serde_json::{Value, json};
@@ -51,11 +51,15 @@ pub(super) fn after() -> After {
     After {
         nodes: Ok(nodes()),
         namespace: Ok(namespace),
-        control_plane: program(CONTROL_PLANE_SERVICE_ACCOUNT, permissions::control_plane(false)),
+        control_plane: program(
+            CONTROL_PLANE_SERVICE_ACCOUNT,
+            permissions::control_plane(false, true),
+        ),
         injector: program(INJECTOR_SERVICE_ACCOUNT, permissions::injector()),
         warnings: BTreeMap::new(),
         agents: None,
         webhook: webhook(),
+        lint: Some(Ok(lint(&root))),
         certificates: Certificates {
             issuer: Ok(issuer),
             bundle: Ok(root.clone()),
@@ -138,6 +142,22 @@ pub(super) fn webhook() -> Webhook {
         serving: certificate::read(leaf.as_bytes()),
         trials: vec![trial("default", true), trial("shop", false)],
     }
+}
+
+/// The configuration by which the API server asks at admission, with a caBundle.
+pub(super) fn lint(pem: &str) -> ValidatingWebhookConfiguration {
+    use k8s_openapi::ByteString;
+    let hook = |name: &str| {
+        json!({
+            "name": name, "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "failurePolicy": "Ignore",
+            "clientConfig": { "caBundle": ByteString(pem.as_bytes().to_vec()),
+                "service": { "namespace": SYSTEM_NAMESPACE, "name": CONTROL_PLANE_SERVICE_ACCOUNT,
+                             "path": LINT_PATH } },
+        })
+    };
+    let webhooks = [hook("routes.lint.remora.io"), hook("services.lint.remora.io")];
+    object(json!({ "metadata": {}, "webhooks": webhooks }))
 }
 
 /// The webhooks of a configuration.

@@ -5,6 +5,7 @@ mod clocks;
 mod cluster;
 mod control_plane;
 mod data_path;
+mod lint;
 mod namespaces;
 mod permissions;
 mod programs;
@@ -51,6 +52,7 @@ fn after_install(facts: &Facts, after: &After) -> Vec<Line> {
     let mut lines = permissions::programs(after);
     lines.extend(programs::lines(after));
     lines.extend(webhook::lines(&after.webhook, facts.now));
+    lines.extend(lint::lines(after));
     lines.extend(certificates::lines(after, facts.now));
     lines.extend(clocks::lines(facts.clock, after));
     lines.extend(control_plane::lines(after, facts.now));

@@ -4,7 +4,7 @@
 use std::{fmt::Debug, io::Write, time::Duration};
 
 use k8s_openapi::api::{
-    admissionregistration::v1::MutatingWebhookConfiguration,
+    admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
     apps::v1::Deployment,
     core::v1::{ConfigMap, Namespace},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
@@ -34,6 +34,10 @@ pub(super) async fn carry_out(
     let mut removal = Removal { deadline: Instant::now() + patience, patience, out };
     let cluster_wide = Api::<MutatingWebhookConfiguration>::all(client.clone());
     for name in &survey.webhooks {
+        removal.delete(&cluster_wide, name, None).await?;
+    }
+    let cluster_wide = Api::<ValidatingWebhookConfiguration>::all(client.clone());
+    for name in &survey.validating_webhooks {
         removal.delete(&cluster_wide, name, None).await?;
     }
     // All at once, then each to its end.

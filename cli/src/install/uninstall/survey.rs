@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Debug};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        admissionregistration::v1::MutatingWebhookConfiguration,
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
         apps::v1::Deployment,
         core::v1::{ConfigMap, Namespace, Pod},
         rbac::v1::{ClusterRole, ClusterRoleBinding},
@@ -17,7 +17,8 @@ use kube::{
     api::{ListParams, PartialObjectMeta},
 };
 use remora_core::names::{
-    SYSTEM_NAMESPACE, TRUST_BUNDLE_CONFIG_MAP, WEBHOOK_CONFIGURATION, annotations, labels,
+    LINT_CONFIGURATION, SYSTEM_NAMESPACE, TRUST_BUNDLE_CONFIG_MAP, WEBHOOK_CONFIGURATION,
+    annotations, labels,
 };
 use remora_injector::owner;
 use serde::de::DeserializeOwned;
@@ -33,6 +34,7 @@ const PREFIX: &str = "remora-";
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     pub(super) webhooks: Vec<String>,
+    pub(super) validating_webhooks: Vec<String>,
     pub(super) deployments: Vec<String>,
     /// Namespaces that have the label.
     pub(super) labelled: Vec<String>,
@@ -55,15 +57,15 @@ impl Survey {
     pub(super) async fn of(client: &Client) -> Result<Self, Error> {
         let mut survey = Self {
             webhooks: ours::<MutatingWebhookConfiguration>(client).await?,
+            validating_webhooks: ours::<ValidatingWebhookConfiguration>(client).await?,
             bindings: ours::<ClusterRoleBinding>(client).await?,
             roles: ours::<ClusterRole>(client).await?,
             ..Self::default()
         };
-        // It is ours by its name, even where somebody took its labels.
-        let webhook = WEBHOOK_CONFIGURATION.to_owned();
-        if !survey.webhooks.contains(&webhook) && there_is_webhook(client).await? {
-            survey.webhooks.push(webhook);
-        }
+        let (webhook, lint) = (WEBHOOK_CONFIGURATION, LINT_CONFIGURATION);
+        even_bare::<MutatingWebhookConfiguration>(client, webhook, &mut survey.webhooks).await?;
+        let validating = &mut survey.validating_webhooks;
+        even_bare::<ValidatingWebhookConfiguration>(client, lint, validating).await?;
         survey.see_namespaces(client).await?;
         if survey.system_namespace {
             survey.deployments = names(&in_ours::<Deployment>(client), ours_only()).await?;
@@ -84,6 +86,7 @@ impl Survey {
             names.iter().map(|name| format!("{kind}/{name}")).collect()
         };
         let mut objects = named("mutatingwebhookconfiguration", &self.webhooks);
+        objects.extend(named("validatingwebhookconfiguration", &self.validating_webhooks));
         objects.extend(named("deployment", &self.deployments));
         objects.extend(
             self.labelled
@@ -158,14 +161,21 @@ fn ours_only() -> ListParams {
     ListParams::default().labels(&format!("{}={}", labels::PART_OF, labels::REMORA))
 }
 
-async fn there_is_webhook(client: &Client) -> Result<bool, Error> {
-    let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
-    let found = api.get_metadata_opt(WEBHOOK_CONFIGURATION).await;
+/// Adds one that is ours by its name, even where somebody took its labels.
+async fn even_bare<K>(client: &Client, name: &str, known: &mut Vec<String>) -> Result<(), Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    if known.iter().any(|one| one == name) {
+        return Ok(());
+    }
+    let found = Api::<K>::all(client.clone()).get_metadata_opt(name).await;
     let failed = |source| Error::Api {
-        what: format!("get mutatingwebhookconfiguration/{WEBHOOK_CONFIGURATION}"),
+        what: format!("get {}/{name}", K::kind(&()).to_lowercase()),
         source: Box::new(source),
     };
-    Ok(found.map_err(failed)?.is_some())
+    known.extend(found.map_err(failed)?.map(|_| name.to_owned()));
+    Ok(())
 }
 
 /// Those without a namespace that have our label and our prefix: somebody else's may have one.

@@ -6,7 +6,7 @@
 //! - `attach` puts the routes of a Service together: whose they are (producer or consumer), which
 //!   kind wins, what comes first, and where their references lead;
 //! - `status` says what became of a route, for the route's own status;
-//! - `view` says what a route means, for those who judge manifests.
+//! - `view` says what a route means, for those who judge manifests; `around` what it depends on.
 //!
 //! What is computed for a Service is kept until one of the objects changes that it depends on: its
 //! routes, itself, a Service that they refer to, or a grant. Endpoints are none of these.
@@ -24,6 +24,7 @@ use crate::source::{
     route::{self, ReferenceGrant},
 };
 
+mod around;
 mod attach;
 pub(in crate::index) mod check;
 mod filters;

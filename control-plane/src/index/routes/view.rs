@@ -58,6 +58,8 @@ pub struct Followed {
     pub field: String,
     /// Where it leads.
     pub backend: Backend,
+    /// Whether it is meant for a Service.
+    pub is_service: bool,
 }
 
 /// Why a Service takes no route by a reference to it.
@@ -126,7 +128,8 @@ impl Index {
         let mut out = Vec::new();
         for (i, rule) in route.rules.iter().enumerate() {
             let mut add = |field: String, to: &Ref| {
-                out.push(Followed { field, backend: self.follow(route, to, parent) });
+                let backend = self.follow(route, to, parent);
+                out.push(Followed { field, backend, is_service: to.other.is_none() });
             };
             let mirrors =
                 |at: String, filters: &[Filter<Ref>], add: &mut dyn FnMut(String, &Ref)| {

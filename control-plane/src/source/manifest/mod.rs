@@ -187,6 +187,12 @@ fn merge(parsed: &[Arc<Parsed>], mut problems: Vec<Problem>) -> Result<Objects, 
 }
 
 impl Objects {
+    /// One that is in no file.
+    #[must_use]
+    pub fn one(object: Object) -> Self {
+        Self { all: [(object.key(), object)].into(), ..Self::default() }
+    }
+
     /// All of them as written, by key.
     #[must_use]
     pub fn all(&self) -> &BTreeMap<Key, Object> {

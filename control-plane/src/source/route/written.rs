@@ -84,6 +84,14 @@ impl ParentRef {
         matches!(self.group.as_deref(), Some("" | "core"))
             && self.kind.as_deref() == Some("Service")
     }
+
+    /// Whether it says Service, and leaves the group as it is where nothing is said: Gateway API's
+    /// own, which has no such kind.
+    #[must_use]
+    pub fn is_slip(&self) -> bool {
+        self.group.as_deref().is_none_or(|group| group == super::GROUP)
+            && self.kind.as_deref() == Some("Service")
+    }
 }
 
 /// A rule of an HTTPRoute.

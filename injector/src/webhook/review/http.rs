@@ -7,9 +7,9 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
-use remora_core::names::WEBHOOK_PATH;
+use remora_core::{admission::BadReview, names::WEBHOOK_PATH};
 
-use super::{BadReview, Reviewer};
+use super::Reviewer;
 
 /// Largest body. The API server takes objects up to about 1.5 MiB from etcd and 3 MiB of request.
 const MAX_BODY: usize = 3 << 20;

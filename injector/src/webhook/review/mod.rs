@@ -11,12 +11,12 @@
 //! | anything that is no AdmissionReview v1 | an HTTP error, which the API server takes for a failed call |
 
 pub(crate) mod http;
-pub(crate) mod message;
 
 use std::sync::Arc;
 
 use k8s_openapi::{ByteString, api::core::v1::Pod};
 use remora_core::{
+    admission::{self, BadReview, Details, Request, Status, warnings},
     names::annotations,
     settings::{Inject, in_force},
 };
@@ -24,9 +24,6 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use self::message::{
-    API_VERSION, Details, KIND, Question, Reply, Request, Response, Status, warnings,
-};
 use super::{
     events::{Events, Notice, Reason},
     metrics::Metrics,
@@ -42,26 +39,8 @@ pub(crate) struct Reviewer {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// A body that is no review.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BadReview {
-    /// Not JSON of the right shape.
-    #[error("the body is no AdmissionReview: {0}")]
-    Json(#[from] serde_json::Error),
-    /// Another version or kind.
-    #[error(
-        "the body is {kind} of {api_version}; this webhook speaks AdmissionReview of admission.k8s.io/v1"
-    )]
-    Version {
-        /// As given.
-        api_version: String,
-        /// As given.
-        kind: String,
-    },
-    /// There is nothing to answer.
-    #[error("the AdmissionReview has no request with a uid")]
-    NoRequest,
-}
+/// Advice of the API reference: 120 characters a warning, else clients cut it.
+const MAX_WARNING: usize = 120;
 
 /// An answer before it is written, with the words that the metrics know it by.
 struct Verdict {
@@ -78,34 +57,16 @@ impl Reviewer {
     /// Where the body is no review.
     pub(crate) async fn answer(&self, body: &[u8]) -> Result<Vec<u8>, BadReview> {
         let started = Instant::now();
-        let request = read(body)?;
+        let request = admission::read(body)?;
         let verdict = self.verdict(&request).await;
-        let (status, patch) = match verdict.allowed {
-            Ok(patch) => (None, patch),
-            Err(status) => (Some(status), None),
-        };
-        let reply = Reply {
-            api_version: API_VERSION,
-            kind: KIND,
-            response: Response {
-                uid: &request.uid,
-                allowed: status.is_none(),
-                status,
-                patch_type: patch.as_ref().map(|_| "JSONPatch"),
-                patch,
-                warnings: warnings(&verdict.warnings),
-            },
-        };
-        let reply = serde_json::to_vec(&reply)?;
+        let allowed = verdict.allowed.as_ref().map(Option::as_ref);
+        let reply = admission::reply(&request, allowed, &warnings(&verdict.warnings, MAX_WARNING))?;
         self.metrics.reviewed(verdict.result, verdict.reason, started.elapsed());
         Ok(reply)
     }
 
     async fn verdict(&self, request: &Request) -> Verdict {
-        let is_pod = request.resource.group.is_empty()
-            && request.resource.resource == "pods"
-            && request.sub_resource.as_deref().unwrap_or_default().is_empty();
-        if !is_pod || request.operation != "CREATE" {
+        if !request.is_of("", "pods") || request.operation != "CREATE" {
             return Verdict::untouched("not-a-new-pod");
         }
         let lookup = self.namespaces.lookup(&request.namespace).await;
@@ -220,20 +181,6 @@ impl Verdict {
         );
         Self::refused(503, "ServiceUnavailable", message, "namespace-unknown")
     }
-}
-
-fn read(body: &[u8]) -> Result<Request, BadReview> {
-    let question: Question = serde_json::from_slice(body)?;
-    if question.api_version.as_deref() != Some(API_VERSION)
-        || question.kind.as_deref() != Some(KIND)
-    {
-        let word = |given: Option<String>| given.unwrap_or_else(|| "something".to_owned());
-        return Err(BadReview::Version {
-            api_version: word(question.api_version),
-            kind: word(question.kind),
-        });
-    }
-    question.request.filter(|request| !request.uid.is_empty()).ok_or(BadReview::NoRequest)
 }
 
 /// A pod whose `metadata` and `spec` are there, so that a patch finds its places.
