@@ -10,6 +10,7 @@ mod identity;
 mod injector;
 mod kubelet;
 mod leftovers;
+mod observe;
 mod plane;
 mod routes;
 mod shop;

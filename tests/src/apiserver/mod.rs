@@ -59,6 +59,7 @@ mod admission;
 mod defaults;
 mod discovery;
 mod faults;
+mod forward;
 pub mod kinds;
 mod objects;
 mod patch;
