@@ -194,7 +194,10 @@ mod tests {
     fn a_service_nobody_knows_is_told_with_those_that_are_known() {
         let wish: Wish = "nobody".parse().unwrap();
         let error = chosen(shop(), Some(&wish)).unwrap_err().to_string();
-        assert!(error.contains("known are shop/orders:80"), "{error}");
+        assert!(
+            error.contains("known are shop/empty:80, shop/orders:80, shop/stock:80"),
+            "{error}"
+        );
         let wish: Wish = "orders.shop".parse().unwrap();
         assert_eq!(chosen(shop(), Some(&wish)).unwrap().len(), 1);
     }
@@ -205,7 +208,7 @@ mod tests {
         let asked = Asked { mesh: "here".to_owned(), proxies: 2, unreachable: &[], left_out: 0 };
         let json = serde_json::to_value(Shown { asked, services: &services }).unwrap();
         assert_eq!(json["mesh"], "here");
-        let orders = &json["services"][0];
+        let orders = &json["services"][1];
         assert_eq!((&orders["name"], &orders["port"]), (&"orders".into(), &80.into()));
         let open = &orders["endpoints"][1];
         assert_eq!((&open["state"], &open["seen_by"]), (&"open".into(), &1.into()));

@@ -152,9 +152,12 @@ pub(crate) fn rate(per_second: f64) -> String {
     }
 }
 
-/// Microseconds as `1.2 ms`.
+/// Microseconds as `310 µs`, `1.2 ms`, and so on.
 pub(crate) fn micros(micros: u64) -> String {
-    millis(micros as f64 / 1e3)
+    match micros {
+        short @ 0..1000 => format!("{short} µs"),
+        long => millis(long as f64 / 1e3),
+    }
 }
 
 /// Milliseconds as `1.2 ms`, `38 ms`, `1.3 s`, or minutes and more.
@@ -230,6 +233,7 @@ mod tests {
         let words: Vec<String> = times.into_iter().map(millis).collect();
         let expected = ["0.0 ms", "1.2 ms", "10 ms", "38 ms", "1.0 s", "61.2 s", "3 min", "2 h"];
         assert_eq!(words, expected);
+        assert_eq!([micros(7), micros(999), micros(1000)], ["7 µs", "999 µs", "1.0 ms"]);
         assert_eq!([rate(0.04), rate(9.94), rate(1234.5)], ["0.0", "9.9", "1234"]);
         assert_eq!([percent(1.0), percent(0.99999), percent(0.5)], ["100 %", "99.99 %", "50.00 %"]);
     }

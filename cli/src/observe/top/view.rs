@@ -143,7 +143,10 @@ impl View {
             };
             let in_flight: u64 = service.endpoints.iter().map(|e| e.in_flight).sum();
             let name = service.id();
-            let state = format!("{} ready", Of(ready, all));
+            let state = match all {
+                0 => "no endpoints".to_owned(),
+                all => format!("{} ready", Of(ready, all)),
+            };
             table.row(look, cells(name, "", &service.traffic, in_flight, &state, ""));
             endpoints.sort_by(|a, b| self.sort.compare(&a.traffic, &b.traffic));
             for endpoint in endpoints {

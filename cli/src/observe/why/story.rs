@@ -320,9 +320,9 @@ fn next(record: &Decision) -> String {
     let pod = last.map(|attempt| attempt.pod.as_str()).filter(|pod| !pod.is_empty());
     match pod {
         Some(pod) => {
-            format!("What to do: the application made this answer; see the log of pod {pod}.")
+            format!("What to do: The application made this answer: see the log of pod {pod}.")
         }
-        None => "What to do: the application made this answer; see its log.".to_owned(),
+        None => "What to do: The application made this answer: see its log.".to_owned(),
     }
 }
 
