@@ -192,6 +192,13 @@ pub(crate) struct Decisions {
     pub(crate) decisions: Vec<Decision>,
 }
 
+/// A line of `/tap` that is no record.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct Missed {
+    /// Records that came faster than they were read.
+    pub(crate) missed: u64,
+}
+
 /// What became of one request, and why.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default)]
@@ -208,6 +215,7 @@ pub(crate) struct Decision {
     pub(crate) service: Option<String>,
     pub(crate) route: Option<String>,
     pub(crate) route_why: Option<String>,
+    /// `http/1.1`, `http/2`, `grpc`; `tcp`: a connection, without method, path and status.
     #[serde(deserialize_with = "or_default")]
     pub(crate) protocol: String,
     #[serde(deserialize_with = "or_default")]
@@ -219,19 +227,21 @@ pub(crate) struct Decision {
     pub(crate) grpc_status: Option<i32>,
     pub(crate) reason: Option<String>,
     pub(crate) error: Option<String>,
+    /// `None`: the proxy does not say.
+    pub(crate) failed: Option<bool>,
     pub(crate) client: Option<String>,
     pub(crate) peer: Option<String>,
     pub(crate) policy: Option<String>,
     #[serde(deserialize_with = "or_default")]
     pub(crate) attempts: Vec<Attempt>,
+    /// Attempts beyond those.
+    pub(crate) attempts_untold: u32,
     #[serde(deserialize_with = "or_default")]
     pub(crate) tried: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
-    pub(crate) timeouts: Timeouts,
+    pub(crate) timeouts: Option<Timeouts>,
     pub(crate) retry_budget_left: Option<f64>,
     #[serde(deserialize_with = "or_default")]
     pub(crate) phases: Phases,
-    pub(crate) bytes_sent: Option<u64>,
     pub(crate) trace_id: Option<String>,
     pub(crate) elapsed_ms: Option<f64>,
 }
@@ -257,6 +267,7 @@ pub(crate) struct Attempt {
     pub(crate) connect_us: Option<u64>,
     pub(crate) head_us: Option<u64>,
     pub(crate) status: Option<u16>,
+    pub(crate) grpc_status: Option<i32>,
     pub(crate) reason: Option<String>,
     pub(crate) error: Option<String>,
     /// `no`, `maybe`, `yes`.
@@ -273,7 +284,7 @@ pub(crate) struct Attempt {
 pub(crate) struct Candidate {
     pub(crate) endpoint: String,
     pub(crate) cost_ms: Option<f64>,
-    pub(crate) in_flight: Option<u64>,
+    pub(crate) in_flight: Option<f64>,
 }
 
 /// Time-outs in force; `None`: there is none.

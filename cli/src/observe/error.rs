@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::{mesh::Silent, place::Place};
+use super::mesh::Silent;
 use crate::{
     check::{api::Unread, connect},
     up,
@@ -30,14 +30,14 @@ pub(crate) enum Error {
     Unlisted(#[from] Unread),
     /// Nobody to ask.
     #[error(
-        "no proxy runs{}, in {mesh}; see that the namespace has the annotation \
-         remora.io/inject=enabled and that its pods were started since", .place.described()
+        "no proxy runs{wanted}, in {mesh}; see that the namespace has the annotation \
+         remora.io/inject=enabled and that its pods were started since"
     )]
     NoProxies {
         /// Where was looked.
         mesh: String,
-        /// What for.
-        place: Place,
+        /// What for, in words.
+        wanted: String,
     },
     /// Nobody answered.
     #[error("no proxy answers; {}", .silent.first().map_or_else(String::new, |first| {

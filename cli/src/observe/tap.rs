@@ -15,13 +15,13 @@ use tokio::{
 
 use super::{
     EXIT_STATUS,
-    answers::Decision,
+    answers::{Decision, Missed},
     colours, drive,
     error::Error,
     mesh::{AT_A_TIME, Asker, Member, Mesh, Proxies, Silent, Unanswered},
     place::Place,
     query_value,
-    table::{Colours, Look, millis, printable, time_of_day},
+    table::{Colours, Look, micros, millis, printable, time_of_day},
     wish::Wish,
 };
 
@@ -37,7 +37,7 @@ pub struct Args {
     /// Only requests to this Service: orders, shop/orders, orders.shop:80
     #[arg(value_name = "SVC")]
     service: Option<Wish>,
-    /// Only requests that took this route: namespace/name/rule
+    /// Only requests that took this route: shop/split, or shop/split/0 for one rule of it
     #[arg(long, value_name = "NAME")]
     route: Option<String>,
     /// Only answers of this status: 503, or a class: 5xx
@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "PREFIX")]
     path: Option<String>,
     /// Only requests of this method
-    #[arg(long, value_name = "METHOD")]
+    #[arg(long, value_name = "METHOD", value_parser = method)]
     method: Option<String>,
     /// Only answers that the proxy made itself for this reason: no-endpoints
     #[arg(long, value_name = "REASON")]
@@ -218,14 +218,15 @@ impl Lines {
 }
 
 impl Args {
-    /// What is asked of each proxy. What it cannot compare is compared here.
+    /// What is asked of each proxy, which then sends less. What it cannot compare is compared here.
     fn query(&self) -> String {
-        let service = self.service.as_ref().and_then(Wish::exact);
+        let service = self.service.as_ref().and_then(Wish::filter);
         let filters = [
             ("service", service.as_ref()),
             ("route", self.route.as_ref()),
             ("status", self.status.as_ref()),
             ("path", self.path.as_ref()),
+            ("method", self.method.as_ref()),
             ("reason", self.reason.as_ref()),
         ];
         let given: Vec<String> = filters
@@ -238,16 +239,27 @@ impl Args {
         }
     }
 
+    /// Whether a record passes all filters, whatever its proxy makes of them.
     fn wants(&self, record: &Decision) -> bool {
+        let is = |wanted: &Option<String>, given: Option<&String>| {
+            wanted.is_none() || wanted.as_ref() == given
+        };
         let service = record.service.as_ref().unwrap_or(&record.target);
-        self.service
-            .as_ref()
-            .is_none_or(|wish| wish.means_id(service) || wish.means_id(&record.target))
-            && self.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(&record.method))
+        let named = |wish: &Wish| wish.means_id(service) || wish.means_id(&record.target);
+        self.service.as_ref().is_none_or(named)
+            && is(&self.reason, record.reason.as_ref())
+            && is(&self.method, Some(&record.method))
+            && self.route.as_ref().is_none_or(|wanted| has_route(wanted, record.route.as_ref()))
+            && self.status.as_ref().is_none_or(|wanted| has_status(wanted, record.status))
+            && self.path.as_ref().is_none_or(|prefix| record.path.starts_with(prefix))
     }
 
     /// Prints a record that is wanted.
     fn show(&self, member: &Member, line: &[u8], colours: Colours) -> Result<Shown, Error> {
+        if let Ok(Missed { missed }) = serde_json::from_slice(line) {
+            eprintln!("remora: {missed} records of {member} came too fast and are missing here");
+            return Ok(Shown::Unwanted);
+        }
         let Ok(record) = serde_json::from_slice::<Decision>(line) else {
             return Ok(Shown::Unwanted);
         };
@@ -284,7 +296,8 @@ fn with_proxy(member: &Member, line: &[u8]) -> String {
 }
 
 fn look(record: &Decision) -> Look {
-    let failed = record.reason.is_some() || record.status.is_some_and(|status| status >= 500);
+    let blames = record.reason.is_some() || record.status.is_some_and(|status| status >= 500);
+    let failed = record.failed.unwrap_or(blames);
     match (failed, record.attempts.len() > 1) {
         (true, _) => Look::Bad,
         (false, true) => Look::Doubtful,
@@ -308,7 +321,8 @@ fn one_line(member: &Member, record: &Decision) -> String {
         (None, Some(status)) => status.to_string(),
         (None, None) => "-".to_owned(),
     };
-    let took = record.elapsed_ms.map_or_else(String::new, |took| format!(" {}", millis(took)));
+    let took = record.phases.total_us.map(micros).or(record.elapsed_ms.map(millis));
+    let took = took.map_or_else(String::new, |took| format!(" {took}"));
     let mut line = format!("{time}{way} {} {} {status}{took}", record.method, record.path);
     let last = record.attempts.last().and_then(|attempt| attempt.endpoint.as_ref());
     let notes = [
@@ -324,6 +338,27 @@ fn one_line(member: &Member, record: &Decision) -> String {
         line += &format!(" attempts={}", record.attempts.len());
     }
     printable(&line)
+}
+
+/// Whether a route is the one wanted, or a rule of it.
+fn has_route(wanted: &str, route: Option<&String>) -> bool {
+    let rest = route.and_then(|route| route.strip_prefix(wanted));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Methods are told apart by case (RFC 9110 §9.1), and people mean the common ones.
+fn method(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');
+    if fits { Ok(text.to_ascii_uppercase()) } else { Err(format!("{text:?} is no method")) }
+}
+
+/// Whether a status is the one wanted, or of the class.
+fn has_status(wanted: &str, status: Option<u16>) -> bool {
+    let Some(status) = status else { return false };
+    match wanted.strip_suffix("xx") {
+        Some(class) => class.parse() == Ok(status / 100),
+        None => wanted.parse() == Ok(status),
+    }
 }
 
 /// A status, or `1xx` to `5xx`.
@@ -380,15 +415,25 @@ mod tests {
         assert_eq!(args(&[]).query(), "/tap");
         let given =
             args(&["shop/orders:80", "--status", "5XX", "--path", "/a b", "--method", "get"]);
-        assert_eq!(given.query(), "/tap?service=shop/orders:80&status=5xx&path=/a%20b");
+        assert_eq!(given.query(), "/tap?service=shop/orders:80&status=5xx&path=/a%20b&method=GET");
         assert_eq!(args(&["orders"]).query(), "/tap");
         let record = Decision {
             target: "shop/orders:80".to_owned(),
             method: "GET".to_owned(),
+            path: "/a b/c".to_owned(),
+            status: Some(503),
             ..Decision::default()
         };
         assert!(given.wants(&record) && args(&["orders"]).wants(&record));
+        let routed = Decision { route: Some("shop/split/0".to_owned()), ..record.clone() };
+        assert!(args(&["--route=shop/split"]).wants(&routed));
+        assert!(args(&["--route=shop/split/0"]).wants(&routed));
+        assert!(!args(&["--route=shop/spl"]).wants(&routed));
         assert!(!args(&["stock"]).wants(&record) && !args(&["--method", "PUT"]).wants(&record));
+        let others =
+            ["--status=500", "--status=4xx", "--path=/b", "--route=a/b/0", "--reason=denied"];
+        assert!(others.iter().all(|flag| !args(&[flag]).wants(&record)));
+        assert!(args(&["--status=503"]).wants(&record));
         for wrong in ["--status=6xx", "--status=99", "--status=abc", "--max=0"] {
             assert!(Program::try_parse_from(["tap", wrong]).is_err(), "{wrong}");
         }

@@ -20,10 +20,11 @@ impl Wish {
             && self.port.is_none_or(|wanted| wanted == port)
     }
 
-    /// What proxies compare with `namespace/name:port`: as much of it as was said, from the end of
-    /// the namespace on; `None` where only parts of it can be compared.
-    pub(crate) fn exact(&self) -> Option<String> {
-        Some(format!("{}/{}:{}", self.namespace.as_ref()?, self.name, self.port?))
+    /// What proxies filter by, `namespace/name` or `namespace/name:port`; `None` where the namespace
+    /// was not said.
+    pub(crate) fn filter(&self) -> Option<String> {
+        let port = self.port.map_or_else(String::new, |port| format!(":{port}"));
+        Some(format!("{}/{}{port}", self.namespace.as_ref()?, self.name))
     }
 
     /// Whether it means `namespace/name:port`.
@@ -82,8 +83,9 @@ mod tests {
             assert_eq!(wish(text).means("other", "orders", 80), text == "orders", "{text}");
         }
         assert!(!wish("orders:80").means("shop", "orders", 81));
-        assert_eq!(wish("shop/orders:80").exact().as_deref(), Some("shop/orders:80"));
-        assert_eq!(wish("shop/orders").exact(), None);
+        assert_eq!(wish("shop/orders:80").filter().as_deref(), Some("shop/orders:80"));
+        assert_eq!(wish("orders.shop").filter().as_deref(), Some("shop/orders"));
+        assert_eq!(wish("orders:80").filter(), None);
     }
 
     #[test]

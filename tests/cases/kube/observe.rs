@@ -216,10 +216,10 @@ async fn why_finds_the_record_and_the_other_side_of_it() {
     let shop = Shop::open().await;
     let story = shop.stdout(&["why", ID]).await;
     for part in [
-        "the proxy of shop/frontend-0 took GET /orders/42",
+        "The proxy of shop/frontend-0 took GET /orders/42",
         "Attempt 1",
         "So it was tried again after a pause of 12 ms.",
-        "the proxy of shop/orders-0 took GET /orders/42",
+        "The proxy of shop/orders-0 took GET /orders/42",
     ] {
         assert!(story.split_whitespace().collect::<Vec<_>>().join(" ").contains(part), "{story}");
     }

@@ -147,7 +147,7 @@ impl Mesh {
         });
         members.sort();
         if members.is_empty() {
-            return Err(Error::NoProxies { mesh: self.name(), place: place.clone() });
+            return Err(Error::NoProxies { mesh: self.name(), wanted: place.described() });
         }
         let left_out = members.len().saturating_sub(MOST);
         members.truncate(MOST);

@@ -45,8 +45,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "rps")]
     sort: Sort,
     /// Show only what has this in the name of the Service or pod, or in its address
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    filter: String,
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
     /// Print once and end; chosen by itself where the output is no terminal
     #[arg(long)]
     once: bool,
@@ -61,7 +61,8 @@ pub struct Args {
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
     let once = args.once || args.json || !io::stdout().is_terminal();
-    let view = View { sort: args.sort, filter: args.filter.clone(), typing: false };
+    let view =
+        View { sort: args.sort, filter: args.filter.clone().unwrap_or_default(), typing: false };
     drive(&args.place, async |mesh| {
         let mut watched = Watched::new(mesh, &args.place).await?;
         if once {

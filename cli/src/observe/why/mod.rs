@@ -128,7 +128,7 @@ async fn other_sides(mesh: &Mesh, args: &Args, found: &[Found]) -> Vec<Found> {
         called.contains(&member.pod.as_str()) && found.iter().all(|one| one.member != *member)
     });
     let mut askers = mesh.askers(&theirs.collect::<Vec<_>>());
-    let path = format!("/decisions?limit={LOOKED_AT}&path={}", query_value(&one.decision.path));
+    let path = format!("/decisions?limit={LOOKED_AT}&trace={}", query_value(trace));
     let answers = each(&mut askers, async |asker| asker.json::<Decisions>(&path).await).await;
     let same = |decision: &Decision| {
         decision.direction == "inbound" && decision.trace_id.as_ref() == Some(trace)

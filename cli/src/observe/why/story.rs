@@ -16,11 +16,14 @@ pub(super) fn of(member: &Member, record: &Decision) -> Vec<String> {
     story.say("", &opening(member, record));
     story.say("", &routing(record));
     for (at, attempt) in record.attempts.iter().enumerate() {
-        let inbound = record.direction == "inbound";
-        story.say("", &if inbound { handed_on(attempt) } else { head(at, attempt) });
+        story.say("", &head(at, attempt));
         for sentence in attempt_sentences(attempt) {
             story.say("  ", &sentence);
         }
+    }
+    if record.attempts_untold > 0 {
+        let untold = record.attempts_untold;
+        story.say("", &format!("And {untold} attempts more, of which no more is known."));
     }
     if record.attempts.is_empty() && record.direction != "inbound" {
         let tried = match record.tried.as_slice() {
@@ -31,7 +34,7 @@ pub(super) fn of(member: &Member, record: &Decision) -> Vec<String> {
     }
     story.say("", &limits(record));
     story.say("", &phases(record));
-    story.say("", &next(record));
+    story.say("", &next(member, record));
     story.lines
 }
 
@@ -61,11 +64,12 @@ impl Story {
     }
 }
 
-/// When, who, what, and what came of it.
+/// Who, what, when, and what came of it.
 fn opening(member: &Member, record: &Decision) -> String {
+    let ago = |ago| format!(", which was over {} ago", millis(ago));
     let when = record.at_ms.map_or_else(
-        || record.ago_ms.map_or_else(String::new, |ago| format!("{} ago ", millis(ago))),
-        |at| format!("At {} UTC ", date_time(at)),
+        || record.ago_ms.map_or_else(String::new, ago),
+        |at| format!(", which was over at {} UTC", date_time(at)),
     );
     let inbound = record.direction == "inbound";
     let from = match (&record.peer, &record.client) {
@@ -75,12 +79,15 @@ fn opening(member: &Member, record: &Decision) -> String {
         (None, Some(client)) => format!(" from {client}"),
         (None, None) => String::new(),
     };
+    let what = match record.method.as_str() {
+        // Nothing of it was read.
+        "" => "a connection".to_owned(),
+        method => format!("{method} {}", record.path),
+    };
     let whose = if inbound { "for its own application at" } else { "for" };
     let host = record.host.as_ref().map_or_else(String::new, |host| format!(", Host {host}"));
     format!(
-        "{when}the proxy of {member} took {} {}{from}, {whose} {} ({}{host}). {}",
-        record.method,
-        record.path,
+        "The proxy of {member} took {what}{from}, {whose} {} ({}{host}){when}. {}",
         record.target,
         record.protocol,
         outcome(record)
@@ -88,14 +95,12 @@ fn opening(member: &Member, record: &Decision) -> String {
 }
 
 fn outcome(record: &Decision) -> String {
-    let after = record
-        .elapsed_ms
-        .or(record.phases.total_us.map(|us| us as f64 / 1e3))
-        .map_or_else(String::new, |elapsed| format!(" after {}", millis(elapsed)));
+    let whole = record.phases.total_us.map(micros).or(record.elapsed_ms.map(millis));
+    let after = whole.map_or_else(String::new, |whole| format!(" after {whole}"));
     let status = match (record.status, record.grpc_status) {
         (_, Some(grpc)) => format!("gRPC status {grpc}"),
         (Some(status), None) => status.to_string(),
-        (None, None) => "no answer".to_owned(),
+        (None, None) => "a closed connection".to_owned(),
     };
     match (&record.reason, &record.error) {
         (Some(reason), Some(error)) => {
@@ -129,13 +134,6 @@ fn routing(record: &Decision) -> String {
         Some(service) if *service != record.target => format!("{route} It went to {service}."),
         _ => route,
     }
-}
-
-/// On the inbound side there is one attempt, and it goes to the application.
-fn handed_on(attempt: &Attempt) -> String {
-    let start = attempt.start_us.map_or_else(String::new, |us| format!(" {} later", micros(us)));
-    let to = attempt.endpoint.as_ref().map_or_else(String::new, |at| format!(" at {at}"));
-    format!("It was handed to the application{to}{start}.")
 }
 
 fn head(at: usize, attempt: &Attempt) -> String {
@@ -191,7 +189,10 @@ fn choice(attempt: &Attempt) -> Option<String> {
     let why = match attempt.chosen.as_str() {
         "" => return None,
         "lower-cost" => "It was the cheaper of two drawn at random",
-        "fewer-in-flight" => "It had fewer requests in flight than the other one drawn",
+        "fewer-in-flight" => {
+            "Of two drawn at random that cost about the same it had fewer requests in flight"
+        }
+        "spill-over" => "Those near by cost too much",
         "only-one" => "It was the only one that could be taken",
         "affinity" => "The session stays with it",
         "hash" => "The hash of the request leads to it",
@@ -205,9 +206,9 @@ fn choice(attempt: &Attempt) -> Option<String> {
 
 fn cost(candidate: &Candidate) -> Option<String> {
     match (candidate.cost_ms, candidate.in_flight) {
-        (Some(cost), Some(n)) => Some(format!("cost {} with {n} in flight", millis(cost))),
+        (Some(cost), Some(n)) => Some(format!("cost {} with {n:.0} in flight", millis(cost))),
         (Some(cost), None) => Some(format!("cost {}", millis(cost))),
-        (None, Some(n)) => Some(format!("{n} in flight")),
+        (None, Some(n)) => Some(format!("{n:.0} in flight")),
         (None, None) => None,
     }
 }
@@ -221,7 +222,11 @@ fn came_of_it(attempt: &Attempt) -> String {
         }
         None => "An open connection was reused".to_owned(),
     };
-    let answer = match (attempt.status, attempt.head_us) {
+    let status = match (attempt.grpc_status, attempt.status) {
+        (Some(grpc), _) => Some(format!("gRPC status {grpc}")),
+        (None, status) => status.map(|status| status.to_string()),
+    };
+    let answer = match (status, attempt.head_us) {
         (Some(status), Some(us)) => format!(", and the answer {status} began after {}", micros(us)),
         (Some(status), None) => format!(", and the answer was {status}"),
         (None, _) => String::new(),
@@ -264,7 +269,11 @@ fn verdict(attempt: &Attempt) -> Option<String> {
 
 /// Time-outs and the budget in force.
 fn limits(record: &Decision) -> String {
-    let Timeouts { request_ms, response_ms, per_try_ms, idle_ms, connect_ms } = record.timeouts;
+    let Some(Timeouts { request_ms, response_ms, per_try_ms, idle_ms, connect_ms }) =
+        record.timeouts
+    else {
+        return String::new();
+    };
     let named = [
         ("request", request_ms),
         ("response", response_ms),
@@ -305,25 +314,22 @@ fn phases(record: &Decision) -> String {
 }
 
 /// What to do.
-fn next(record: &Decision) -> String {
+fn next(member: &Member, record: &Decision) -> String {
     if let Some(reason) = record.reason.as_deref() {
         let advice = advice::of(reason).unwrap_or("This version has no advice for that reason.");
         return format!("What to do: {advice} See {}.", advice::page(reason));
     }
-    let last = record.attempts.last();
-    let failed = record.status.is_some_and(|status| status >= 500)
-        || record.grpc_status.is_some_and(|status| status != 0)
-        || record.error.is_some();
-    if !failed {
+    let blames = record.status.is_some_and(|status| status >= 500) || record.error.is_some();
+    if !record.failed.unwrap_or(blames) {
         return String::new();
     }
-    let pod = last.map(|attempt| attempt.pod.as_str()).filter(|pod| !pod.is_empty());
-    match pod {
-        Some(pod) => {
-            format!("What to do: The application made this answer: see the log of pod {pod}.")
-        }
-        None => "What to do: The application made this answer: see its log.".to_owned(),
-    }
+    let last = record.attempts.last().map(|attempt| attempt.pod.as_str());
+    let pod = match record.direction.as_str() {
+        "inbound" => Some(member.pod.as_str()),
+        _ => last.filter(|pod| !pod.is_empty()),
+    };
+    let whose = pod.map_or_else(|| "its log".to_owned(), |pod| format!("the log of pod {pod}"));
+    format!("What to do: The application made this answer: see {whose}.")
 }
 
 #[cfg(test)]
@@ -375,10 +381,9 @@ mod tests {
             ..Decision::default()
         };
         let story = of(&member("a"), &record).join(" ");
-        assert!(
-            story.starts_with("1.5 s ago the proxy of shop/a took GET /, for shop/a:80"),
-            "{story}"
-        );
+        let begin =
+            "The proxy of shop/a took GET /, for shop/a:80 (http/1.1), which was over 1.5 s ago.";
+        assert!(story.starts_with(begin), "{story}");
         assert!(story.contains("it had tried 10.0.0.1:80."), "{story}");
         assert!(story.contains("docs/reasons.md#connect-failed"), "{story}");
     }
