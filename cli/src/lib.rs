@@ -5,6 +5,7 @@
 //! - [`up`] a directory of Kubernetes manifests brought to life on this machine;
 //! - [`lint`] what can be known to be wrong with manifests;
 //! - [`install`] the objects of an installation in a cluster, and their removal;
+//! - [`observe`] what a running mesh does: `top`, `tap`, `why` and their kin;
 //! - [`demo`] the story that shows what the mesh does, told on `up`;
 //! - [`sim`] balancing, breaking and retries on virtual time.
 
@@ -12,6 +13,7 @@ pub mod check;
 pub mod demo;
 pub mod install;
 pub mod lint;
+pub mod observe;
 pub mod programs;
 pub mod sim;
 pub mod up;

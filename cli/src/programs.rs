@@ -9,7 +9,11 @@ use remora_core::{
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
 
-use crate::{check, demo, install, lint, sim, up};
+use crate::{
+    check, demo, install, lint,
+    observe::{diag, endpoints, routes, tap, top, why, why_endpoint},
+    sim, up,
+};
 
 /// A service mesh for Kubernetes that also runs on one machine.
 #[derive(Debug, Parser)]
@@ -31,6 +35,21 @@ enum Program {
     Sim(sim::Args),
     /// Say what can be known to be wrong with manifests.
     Lint(lint::Args),
+
+    /// Watch Services and endpoints live: requests, success, latency, breakers.
+    Top(top::Args),
+    /// Show the endpoints of Services as their callers see them.
+    Endpoints(endpoints::Args),
+    /// Show the routes of Services and what takes them.
+    Routes(routes::Args),
+    /// Follow requests as they are answered, each with what was decided about it.
+    Tap(tap::Args),
+    /// Tell what became of one request, and why.
+    Why(why::Args),
+    /// Tell how an address became an endpoint, and what has come of it since.
+    WhyEndpoint(why_endpoint::Args),
+    /// Write all that a bug report needs into one archive, without secrets.
+    Diag(diag::Args),
 
     /// See whether a cluster can take the mesh, and whether an installed mesh does its job.
     Check(check::Args),
@@ -104,6 +123,13 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Demo(args) => demo::run(&args),
         Program::Sim(args) => sim::main(&args),
         Program::Lint(args) => lint::main(&args),
+        Program::Top(args) => top::run(&args),
+        Program::Endpoints(args) => endpoints::run(&args),
+        Program::Routes(args) => routes::run(&args),
+        Program::Tap(args) => tap::run(&args),
+        Program::Why(args) => why::run(&args),
+        Program::WhyEndpoint(args) => why_endpoint::run(&args),
+        Program::Diag(args) => diag::run(&args),
         Program::DemoStage(args) => demo::run_stage(&args),
         Program::Check(args) => report(check::run(&args)),
         Program::Install(args) => report(install::run(args)),

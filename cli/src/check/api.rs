@@ -163,6 +163,11 @@ impl Reader {
         Ok((answer.parse()?, answer.clock))
     }
 
+    /// A text, such as a container's log.
+    pub(crate) async fn text(&self, path: &str, need: &str) -> Read<String> {
+        Ok(self.raw(Method::GET, path, None, SLOW_CALL).await?.success(need)?.text())
+    }
+
     /// What the API server makes of an object, such as an access review.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,

@@ -1,14 +1,12 @@
 //! Which cluster is asked, and as whom.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use http::{HeaderValue, header};
 use kube::{
     Client, Config,
     config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-
-use super::Args;
 
 /// Patience with a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -36,29 +34,33 @@ pub(crate) enum Error {
     Client(#[from] Box<kube::Error>),
 }
 
-/// By the flags, else as `kubectl` finds it, else the ServiceAccount of the pod this runs in.
-pub(crate) async fn cluster(args: &Args) -> Result<Cluster, Error> {
-    let options =
-        KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-    let given = match &args.kubeconfig {
+/// By the flags, else as `kubectl` finds it, else the ServiceAccount of the pod this runs in;
+/// `agent` is the User-Agent.
+pub(crate) async fn cluster(
+    kubeconfig: Option<&Path>,
+    context: Option<&str>,
+    agent: &'static str,
+) -> Result<Cluster, Error> {
+    let context = context.map(str::to_owned);
+    let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+    let given = match kubeconfig {
         Some(file) => Some(Kubeconfig::read_from(file)?),
         None => match Kubeconfig::read() {
             Ok(found) => Some(found),
-            Err(error) if args.context.is_some() => return Err(error.into()),
+            Err(error) if context.is_some() => return Err(error.into()),
             Err(_) => None,
         },
     };
     let (mut config, context) = match given {
         Some(kubeconfig) => {
-            let current = args.context.clone().or_else(|| kubeconfig.current_context.clone());
+            let current = context.or_else(|| kubeconfig.current_context.clone());
             let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
             (config, current.unwrap_or_default())
         }
         None => (Config::infer().await.map_err(Box::new)?, "in-cluster".to_owned()),
     };
     config.connect_timeout = Some(CONNECT);
-    let agent = HeaderValue::from_static(concat!("remora-check/", env!("CARGO_PKG_VERSION")));
-    config.headers.push((header::USER_AGENT, agent));
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(agent)));
     let url = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     let client = Client::try_from(config).map_err(Box::new)?;
     Ok(Cluster { client, context, url })

@@ -6,9 +6,9 @@
 //! - `judge/` pure: facts in, lines out;
 //! - `report` the lines, as text or JSON.
 
-mod api;
+pub(crate) mod api;
 mod certificate;
-mod connect;
+pub(crate) mod connect;
 mod exposition;
 mod facts;
 mod gather;
@@ -34,6 +34,8 @@ pub use report::{Line, Status};
 use api::Reader;
 use connect::Cluster;
 
+/// User-Agent of the checks.
+const AGENT: &str = concat!("remora-check/", env!("CARGO_PKG_VERSION"));
 /// Pause between two rounds of `--wait`.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -70,7 +72,7 @@ pub struct Args {
 pub fn run(args: &Args) -> io::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lines = runtime.block_on(async {
-        match connect::cluster(args).await {
+        match connect::cluster(args.kubeconfig.as_deref(), args.context.as_deref(), AGENT).await {
             Ok(cluster) => {
                 let reader = Reader::new(cluster.client.clone(), now);
                 until_fine(&reader, &cluster, args).await
@@ -91,7 +93,7 @@ pub fn run(args: &Args) -> io::Result<ExitCode> {
 }
 
 #[allow(clippy::disallowed_methods, reason = "clocks and certificates are what is checked")]
-fn now() -> SystemTime {
+pub(crate) fn now() -> SystemTime {
     SystemTime::now()
 }
 
@@ -120,7 +122,7 @@ async fn round(reader: &Reader, cluster: &Cluster, args: &Args) -> Vec<Line> {
 }
 
 /// A namespace's name (RFC 1123 label), since it becomes part of URLs.
-fn namespace(name: &str) -> Result<String, String> {
+pub(crate) fn namespace(name: &str) -> Result<String, String> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let fits = (1..=63).contains(&name.len())
         && name.bytes().all(inner)

@@ -74,6 +74,9 @@ pub struct Entry {
     pub pod: String,
     /// Process that holds the pod's namespaces, by its number inside the stage.
     pub anchor: u32,
+    /// Whether it has a sidecar.
+    #[serde(default)]
+    pub meshed: bool,
     /// Its containers, in the order of the manifest.
     pub containers: Vec<ContainerEntry>,
 }
@@ -149,7 +152,7 @@ pub fn stage_exec(args: StageExecArgs) -> Result<ExitCode, Error> {
 
 /// The mesh that is meant: the one named, else the one that `up` calls by its default name, else
 /// the only one.
-fn find<T>(mut running: Vec<(String, T)>, name: Option<String>) -> Result<T, Error> {
+pub(crate) fn find<T>(mut running: Vec<(String, T)>, name: Option<String>) -> Result<T, Error> {
     let wanted = name.as_deref().unwrap_or(super::DEFAULT_NAME);
     if let Some(at) = running.iter().position(|(known, _)| known == wanted) {
         return Ok(running.swap_remove(at).1);

@@ -2,7 +2,7 @@
 //! is routed, no bridge: a pod has one address and a default route by the node, the node has a
 //! route to each pod, so that connection tracking on the node sees both directions.
 
-use std::{fs, fs::File, net::Ipv4Addr};
+use std::{fs, fs::File, net::Ipv4Addr, path::PathBuf};
 
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
@@ -91,10 +91,22 @@ where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
 {
+    inside_network(format!("/proc/{anchor}/ns/net").into(), work).await
+}
+
+/// Runs blocking work on a thread inside the network namespace that this file stands for.
+///
+/// # Errors
+/// Where the namespace cannot be entered.
+pub async fn inside_network<T, F>(network: PathBuf, work: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
     let (tx, rx) = tokio::sync::oneshot::channel();
     // A thread of its own, never one of a pool: it ends in the namespace it has entered.
     std::thread::spawn(move || {
-        let entered = File::open(format!("/proc/{anchor}/ns/net"))
+        let entered = File::open(network)
             .and_then(|ns| setns(ns, CloneFlags::CLONE_NEWNET).map_err(Into::into));
         // A receiver that is gone does not want the result.
         let _ = tx.send(entered.map(|()| work()));

@@ -308,7 +308,7 @@ impl Plan {
     fn entry(&self, pod: &Pod, anchor: u32) -> Entry {
         let (namespace, name) = pod.key.clone();
         let containers = self.containers.iter().map(|c| c.entry.clone()).collect();
-        Entry { namespace, pod: name, anchor, containers }
+        Entry { namespace, pod: name, anchor, meshed: pod.sidecar.is_some(), containers }
     }
 
     fn start(

@@ -11,6 +11,7 @@ mod injector;
 mod kubelet;
 mod leftovers;
 mod lint;
+mod observe;
 mod plane;
 mod routes;
 mod shop;

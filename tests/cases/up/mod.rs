@@ -15,6 +15,7 @@ mod loops;
 pub(crate) mod manifests;
 pub(crate) mod mesh;
 mod nginx;
+mod observe;
 mod protocols;
 mod reach;
 mod wrong;

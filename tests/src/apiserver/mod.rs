@@ -60,6 +60,7 @@ mod admission;
 mod defaults;
 mod discovery;
 mod faults;
+mod forward;
 pub mod kinds;
 mod objects;
 mod patch;

@@ -249,6 +249,18 @@ impl ApiServer {
         self.shared.change(|state| state.pod_proxy = Arc::new(answer));
     }
 
+    /// Sends port-forwards to a pod's port to this address; without it nobody listens there.
+    pub fn route_pod(&self, namespace: &str, pod: &str, port: u16, to: SocketAddr) {
+        let place = (namespace.to_owned(), pod.to_owned(), port);
+        self.shared.change(|state| state.pod_ports.insert(place, to));
+    }
+
+    /// What the log of a pod says.
+    pub fn set_log(&self, namespace: &str, pod: &str, text: &str) {
+        let place = (namespace.to_owned(), pod.to_owned());
+        self.shared.change(|state| state.logs.insert(place, text.to_owned()));
+    }
+
     /// The requests that webhooks got so far: the webhook's name and the review's `request`.
     #[must_use]
     pub fn admissions(&self) -> Vec<(String, Value)> {

@@ -12,6 +12,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use super::{
     Shared, access, admission, discovery,
     faults::{self, Fault},
+    forward::Forward,
     patch::Form,
     read,
     request::{self, Path, Query, Target},
@@ -33,7 +34,8 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
                 async move { answer(&shared, request).await.ok_or("the connection is reset") }
             });
             // A connection that breaks is the client's or the test's doing.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let _ = connection.with_upgrades().await;
         });
         while connections.try_join_next().is_some() {}
     }
@@ -44,14 +46,22 @@ pub(super) enum Answer {
     Object(StatusCode, Value, Vec<String>),
     Text(StatusCode, String),
     Stream(Body),
+    Forward(Forward),
 }
 
 /// The answer to a request; nothing where the connection is to be closed instead.
-async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Option<Response<Body>> {
+async fn answer(shared: &Arc<Shared>, mut request: Request<Incoming>) -> Option<Response<Body>> {
+    let upgrade = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let body = body.collect().await.ok()?.to_bytes();
     let mut verdict = Verdict::Answer;
     let result = match respond(shared, &head, &body, &mut verdict).await {
+        Ok(Answer::Forward(forward)) => {
+            let response = forward.response();
+            // Ends with the connection, which the double's end cuts.
+            tokio::spawn(forward.carry(upgrade));
+            response
+        }
         Ok(answer) => response(answer),
         Err(refusal) => refused(refusal),
     };
@@ -99,8 +109,11 @@ async fn respond(
         }
     }
     let metadata_only = request::metadata_only(&head.headers)?;
-    if target.subresource.as_deref() == Some("proxy") {
-        return pod_proxy(shared, &target);
+    match target.subresource.as_deref() {
+        Some("proxy") => return pod_proxy(shared, &target),
+        Some("portforward") => return forward(shared, &target, &head.headers, &query),
+        Some("log") => return log(shared, &target),
+        _ => {}
     }
     let answer = match (&head.method, &target.name) {
         (&Method::GET, None) if query.flag("watch") => {
@@ -212,6 +225,36 @@ async fn validated(
     let new = draft()?;
     let written = admission::Written { kind, part, old: old.as_ref(), new: &new };
     admission::validated(shared, written, user, query.dry_run()).await
+}
+
+/// A port-forward to a pod that is there.
+fn forward(
+    shared: &Shared,
+    target: &Target,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Answer, Refusal> {
+    let mut pod = target.clone();
+    pod.subresource = None;
+    let state = shared.state.lock();
+    read::one(&state.store, &pod)?;
+    let to = |port| {
+        let place = (target.namespace.clone()?, target.name.clone()?, port);
+        state.pod_ports.get(&place).copied()
+    };
+    Forward::new(headers, query.number("ports"), to).map(Answer::Forward)
+}
+
+/// The log of a pod that is there; of all its containers the same.
+fn log(shared: &Shared, target: &Target) -> Result<Answer, Refusal> {
+    let mut pod = target.clone();
+    pod.subresource = None;
+    let state = shared.state.lock();
+    read::one(&state.store, &pod)?;
+    let place =
+        (target.namespace.clone().unwrap_or_default(), target.name.clone().unwrap_or_default());
+    let text = state.logs.get(&place).cloned().unwrap_or_default();
+    Ok(Answer::Text(StatusCode::OK, text))
 }
 
 fn pod_proxy(shared: &Shared, target: &Target) -> Result<Answer, Refusal> {
@@ -366,6 +409,7 @@ fn response(answer: Answer) -> Response<Body> {
         }
         Answer::Text(code, text) => headed(code, "text/plain; charset=utf-8", full(text)),
         Answer::Stream(body) => headed(StatusCode::OK, "application/json", body),
+        Answer::Forward(forward) => forward.response(),
     }
 }
 

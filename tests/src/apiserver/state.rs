@@ -67,6 +67,10 @@ pub(super) struct State {
     pub(super) webhook_lag: Duration,
     pub(super) condition: Arc<Condition>,
     pub(super) pod_proxy: Arc<PodProxy>,
+    /// Where ports of pods are, by namespace, name and port.
+    pub(super) pod_ports: HashMap<(String, String, u16), SocketAddr>,
+    /// Logs of pods, by namespace and name.
+    pub(super) logs: HashMap<(String, String), String>,
 }
 
 impl State {
@@ -93,6 +97,8 @@ impl State {
             webhook_lag: Duration::ZERO,
             condition: Arc::new(|_, _, _| true),
             pod_proxy: Arc::new(|_, _, _| (503, "no answer is set for pods".to_owned())),
+            pod_ports: HashMap::new(),
+            logs: HashMap::new(),
         }
     }
 

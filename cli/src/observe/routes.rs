@@ -1,0 +1,99 @@
+//! `remora routes [SVC]`: the routes of Services, and what takes them.
+
+use std::process::ExitCode;
+
+use super::{
+    Asked, EXIT_STATUS, colours, drive,
+    endpoints::{Shown, look},
+    merge::{Service, Span},
+    place::Place,
+    print, print_json,
+    table::{Align, Look, Table, known, micros, percent, rate},
+    wish::Wish,
+};
+
+/// Success below this is shown as trouble.
+const POOR: f64 = 0.99;
+
+/// `remora routes`
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXIT_STATUS)]
+pub struct Args {
+    /// Only this Service: orders, shop/orders, orders.shop:80
+    #[arg(value_name = "SVC")]
+    service: Option<Wish>,
+    /// The time that rates, success and latency are of
+    #[arg(long, value_enum, default_value = "1m")]
+    window: Span,
+    /// Print {mesh, proxies, unreachable, left_out, services}
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Runs it: status 0 where there is something to show.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    drive(&args.place, async |mesh| {
+        let seen = look(mesh, &args.place, args.service.as_ref(), args.window).await?;
+        let asked = Asked::of(mesh, &seen.proxies, &seen.silent);
+        if args.json {
+            print_json(&Shown { asked, services: &seen.services })?;
+        } else {
+            print(|mut out| table(&seen.services).write(&mut out, colours()))?;
+            asked.say();
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// One row for each route, in the order in which they are tried, and one for a Service without.
+fn table(services: &[Service]) -> Table {
+    let mut table = Table::new(&[
+        ("SERVICE", Align::Left),
+        ("ROUTE", Align::Left),
+        ("CALLERS", Align::Right),
+        ("RPS", Align::Right),
+        ("SUCCESS", Align::Right),
+        ("P50", Align::Right),
+        ("P99", Align::Right),
+    ]);
+    for service in services {
+        let whole = ("no routes", service.callers, &service.traffic);
+        let routes = service.routes.iter().map(|r| (r.name.as_str(), r.callers, &r.traffic));
+        let rows = routes.chain(service.routes.is_empty().then_some(whole));
+        for (name, callers, traffic) in rows {
+            let poor = traffic.success_rate.is_some_and(|rate| rate < POOR);
+            let row = [
+                service.id(),
+                name.to_owned(),
+                callers.to_string(),
+                known(traffic.requests_per_second, rate),
+                known(traffic.success_rate, percent),
+                known(traffic.p50_us, micros),
+                known(traffic.p99_us, micros),
+            ];
+            table.row(if poor { Look::Bad } else { Look::Plain }, row);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::{
+        answers, merge,
+        table::Colours,
+        testing::{golden, recorded},
+    };
+
+    #[test]
+    fn routes_are_shown_in_the_order_in_which_they_are_tried() {
+        let (caller, other): (answers::Endpoints, answers::Endpoints) =
+            (recorded("endpoints-frontend.json"), recorded("endpoints-cart.json"));
+        let services = merge::services([(&caller, None), (&other, None)], Span::Minute);
+        golden("routes.txt", &table(&services).lines(Colours(false)));
+    }
+}
