@@ -11,6 +11,7 @@
 //! - [`load`] clients that ask without a break, every request counted;
 //! - [`wait`] waiting for events within a bound;
 //! - [`apiserver`] a double of the Kubernetes API;
+//! - [`browser`] a headless Chromium, where the machine has one;
 //! - [`address`] loopback addresses that no other mesh on this machine uses.
 //!
 //! No interception takes place here: sidecars have explicit listeners. Tests with redirection and
@@ -18,6 +19,7 @@
 
 pub mod address;
 pub mod apiserver;
+pub mod browser;
 pub mod frames;
 pub mod fuzz;
 pub mod grpc;

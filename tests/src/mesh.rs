@@ -369,7 +369,9 @@ impl Mesh {
         SocketAddr::from((self.plane_ip, 8086))
     }
 
-    fn plane_admin(&self) -> SocketAddr {
+    /// The control plane's admin endpoint.
+    #[must_use]
+    pub fn plane_admin(&self) -> SocketAddr {
         SocketAddr::from((self.plane_ip, 9990))
     }
 
