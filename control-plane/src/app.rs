@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    dashboard::Dashboard,
     discovery::{Discovery, State},
     identity::{
         Identity,
@@ -192,7 +193,8 @@ pub async fn serve(
         metrics: Arc::new(plane.metrics.registry(plane.source.clone())),
         log,
     };
-    let router = pages::router(admin, Arc::clone(&plane.state));
+    let dashboard = Dashboard::new(Arc::clone(&plane.state), plane.clock);
+    let router = pages::router(admin, Arc::clone(&dashboard));
     let serving = async {
         if args.kubernetes {
             Box::pin(kubernetes::serve(args, plane, (grpc, admission), drain.clone())).await
@@ -200,9 +202,10 @@ pub async fn serve(
             Box::pin(local::serve(args, plane, grpc, drain.clone())).await
         }
     };
-    let (served, ()) = tokio::join!(
+    let (served, (), ()) = tokio::join!(
         end_with(&drain, serving),
         admin::serve(admin_listener, router, drain.clone()),
+        dashboard.run(drain.clone()),
     );
     served
 }

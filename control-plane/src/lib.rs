@@ -8,19 +8,23 @@
 //! - [`admission`] whoever applies a route hears at once what is wrong with it;
 //! - [`lint`] what can be known to be wrong with manifests; pure;
 //! - [`leader`] what one replica of several writes: trust bundles, Events;
+//! - `dashboard` the page that shows the mesh, and where its figures come from;
 //! - [`server`] the listener with its own certificate;
 //! - [`app`] puts them together.
 
 pub mod admission;
 pub mod app;
+mod dashboard;
 pub mod discovery;
 pub mod identity;
 pub mod index;
 pub mod leader;
 pub mod lint;
 pub mod metrics;
+mod moment;
 mod pages;
 pub mod server;
 pub mod source;
+mod why_endpoint;
 
 pub use app::{Args, run, until_signal};

@@ -1,4 +1,4 @@
-//! The admin server's own pages: `/services` and `/proxies`.
+//! The admin server's own pages: `/services`, `/proxies`, `/why-endpoint` and the dashboard.
 
 use std::sync::Arc;
 
@@ -8,8 +8,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
+    dashboard::{self, Dashboard},
     discovery::{Proxy, State},
     index::answer::Snapshot,
+    why_endpoint,
 };
 
 /// A Service's port.
@@ -31,11 +33,15 @@ struct Endpoint {
 }
 
 /// The common routes and ours.
-pub(crate) fn router(admin: Admin, state: Arc<State>) -> Router {
+pub(crate) fn router(admin: Admin, dashboard: Arc<Dashboard>) -> Router {
+    let (state, clock) = (Arc::clone(&dashboard.state), dashboard.clock);
+    let why = why_endpoint::View { state: Arc::clone(&state), clock };
     let pages = Router::new()
         .route("/services", get(services))
         .route("/proxies", get(proxies))
-        .with_state(Arc::clone(&state));
+        .with_state(Arc::clone(&state))
+        .merge(Router::new().route("/why-endpoint", get(why_endpoint::page)).with_state(why))
+        .merge(dashboard::router(dashboard));
     let refresh = middleware::from_fn(move |request, next: middleware::Next| {
         let oldest =
             state.proxies(Instant::now()).iter().map(|p| p.behind_seconds).fold(0., f64::max);

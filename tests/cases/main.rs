@@ -1,6 +1,7 @@
 //! End-to-end cases.
 
 mod corpus;
+mod dashboard;
 mod kube;
 mod monitoring;
 mod policy;

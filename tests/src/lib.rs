@@ -12,6 +12,7 @@
 //! - [`load`] clients that ask without a break, every request counted;
 //! - [`wait`] waiting for events within a bound;
 //! - [`apiserver`] a double of the Kubernetes API;
+//! - [`browser`] a headless Chromium, where the machine has one;
 //! - [`address`] loopback addresses that no other mesh on this machine uses.
 //!
 //! No interception takes place here: sidecars have explicit listeners. Tests with redirection and
@@ -19,6 +20,7 @@
 
 pub mod address;
 pub mod apiserver;
+pub mod browser;
 pub mod collector;
 pub mod frames;
 pub mod fuzz;

@@ -47,6 +47,9 @@ pub struct StageArgs {
     /// Where the host reaches web.
     #[arg(long)]
     published: Option<SocketAddr>,
+    /// Where the host reaches the dashboard.
+    #[arg(long)]
+    dashboard: Option<SocketAddr>,
 }
 
 /// The outer process; `None` where the machine forbids namespaces, which the stage has explained.
@@ -62,6 +65,9 @@ pub(super) async fn run(args: &Args) -> Result<Option<u8>, Error> {
         let at = listener.local_addr().map_err(|e| Error::Mesh(e.to_string()))?;
         program.extend(["--published".into(), at.to_string().into()]);
         tokio::spawn(publish::carry(listener, publish, state.path("publish.sock")));
+        if let Some(at) = up::show_dashboard(&state).await {
+            program.extend(["--dashboard".into(), at.to_string().into()]);
+        }
     }
     let code = stage::launch(&state, &program).await.map_err(mesh)?;
     Ok((code != stage::FORBIDDEN).then_some(code))
@@ -112,6 +118,7 @@ async fn inside(args: &StageArgs, state: &StateDir, said: &File) -> Result<bool,
         quiet: true,
         one_user: up::one_user(),
         leaf_lifetime: Some(format!("{}s", args.demo.leaf_lifetime().as_secs())),
+        dashboard: args.dashboard,
     };
     let cluster = up::cluster::Cluster::start(options).await.map_err(mesh)?;
     tokio::spawn(publish::serve(cluster.clone(), state.path("publish.sock")));
@@ -120,6 +127,7 @@ async fn inside(args: &StageArgs, state: &StateDir, said: &File) -> Result<bool,
         manifests: place.manifests(),
         remora: place.values.remora.clone(),
         published: args.published,
+        dashboard: args.dashboard,
     };
     let stop = async {
         lifeline.recv().await;
@@ -152,6 +160,7 @@ struct Meshed {
     manifests: PathBuf,
     remora: PathBuf,
     published: Option<SocketAddr>,
+    dashboard: Option<SocketAddr>,
 }
 
 impl Cluster for Meshed {
@@ -186,6 +195,9 @@ impl Cluster for Meshed {
 
     fn to_try(&self, pods: &[Pod]) -> Vec<String> {
         let mut lines = Vec::new();
+        if let Some(at) = self.dashboard {
+            lines.push(format!("open http://{at}/ in a browser: the dashboard"));
+        }
         if let Some(at) = self.published {
             lines.push(format!("curl http://{at}/"));
         }

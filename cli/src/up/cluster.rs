@@ -5,7 +5,7 @@ mod reconcile;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
 };
@@ -84,6 +84,8 @@ pub struct Shared {
     pub one_user: bool,
     /// Passed to the control plane.
     pub leaf_lifetime: Option<String>,
+    /// Where the host reaches the dashboard, if it does.
+    pub dashboard: Option<SocketAddr>,
     /// Pod addresses.
     pub addresses: Mutex<net::Addresses>,
     /// Services with their addresses.
@@ -134,6 +136,7 @@ impl Cluster {
             manifests: options.dir,
             one_user: options.one_user,
             leaf_lifetime: options.leaf_lifetime,
+            dashboard: options.dashboard,
             addresses: Mutex::default(),
             services: RwLock::default(),
             tasks: TaskTracker::new(),

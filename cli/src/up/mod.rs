@@ -27,7 +27,7 @@ pub mod sidecar;
 pub mod stage;
 pub mod state;
 
-use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, fs, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use error::{Doing, Error};
 use publish::Publish;
@@ -64,6 +64,9 @@ pub struct StageArgs {
     state: PathBuf,
     #[arg(long)]
     quiet: bool,
+    /// Where the host reaches the dashboard.
+    #[arg(long)]
+    dashboard: Option<SocketAddr>,
 }
 
 /// How to bring a directory to life.
@@ -79,6 +82,8 @@ pub struct Options {
     pub one_user: bool,
     /// `--leaf-lifetime` of the control plane; its default where `None`.
     pub leaf_lifetime: Option<String>,
+    /// Where the host reaches the dashboard, if it does.
+    pub dashboard: Option<SocketAddr>,
 }
 
 /// Runs `remora up`, the outer process.
@@ -104,25 +109,37 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.quiet {
         program.push("--quiet".into());
     }
-    let code = runtime()?.block_on(outer(&state, &program, publish))?;
+    let code = runtime()?.block_on(outer(&state, program, publish))?;
     let code = if code == stage::FORBIDDEN { 1 } else { code };
     Ok(ExitCode::from(code))
 }
 
-/// Runs a program of ours in a stage, with published ports; returns its exit status.
+/// Runs a program of ours in a stage, with published ports and the dashboard; returns its exit status.
 ///
 /// # Errors
 /// Where a port cannot be published or the stage cannot be started.
 pub async fn outer(
     state: &StateDir,
-    program: &[OsString],
+    mut program: Vec<OsString>,
     publish: Vec<Publish>,
 ) -> Result<u8, Error> {
+    if let Some(at) = show_dashboard(state).await {
+        program.extend(["--dashboard".into(), at.to_string().into()]);
+    }
     for publish in publish {
         let listener = publish::listen(&publish).await?;
         tokio::spawn(publish::carry(listener, publish, state.path("publish.sock")));
     }
-    stage::launch(state, program).await
+    stage::launch(state, &program).await
+}
+
+/// Makes the dashboard reachable from this machine, and says where; `None` where that cannot be, which
+/// is no reason to go without a mesh.
+pub async fn show_dashboard(state: &StateDir) -> Option<SocketAddr> {
+    let listener = publish::listen_for_dashboard().await.ok()?;
+    let at = listener.local_addr().ok()?;
+    tokio::spawn(publish::carry_dashboard(listener, state.path("publish.sock")));
+    Some(at)
 }
 
 /// Runs the part of `remora up` that is inside the stage.
@@ -138,6 +155,7 @@ pub fn run_stage(args: StageArgs) -> Result<ExitCode, Error> {
             quiet: args.quiet,
             one_user: one_user(),
             leaf_lifetime: None,
+            dashboard: args.dashboard,
         };
         let socket = options.state.path("publish.sock");
         let logs = options.state.path("logs");

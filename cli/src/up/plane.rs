@@ -53,5 +53,8 @@ pub async fn start(shared: &Arc<Shared>, stop: CancellationToken) -> Kept {
     while !(bundle.exists() && matches!(probe::get(admin, "/ready", &[]).await, Ok(200))) {
         sleep(POLL).await;
     }
+    if let Some(at) = shared.dashboard {
+        shared.console.say(&format!("the dashboard is at http://{at}/"));
+    }
     kept
 }

@@ -1,7 +1,13 @@
 //! Published ports: a listener on the host's loopback whose connections are carried into the
 //! stage by a Unix socket in the state directory, which both sides see.
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
@@ -10,10 +16,12 @@ use tokio::{
 };
 
 use k8s_openapi::api::core::v1::Service;
+use remora_core::names::ports;
 
 use super::{
     cluster::Cluster,
     error::{Doing, Error},
+    net::NODE,
     services::{Entry, Port, Table},
 };
 
@@ -21,6 +29,8 @@ use super::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest target, with its length in front: `service.namespace:port`.
 const TARGET: u8 = 200;
+/// In the place of a target: the control plane's admin endpoint. No Service's target is without a port.
+const DASHBOARD: &str = "dashboard";
 
 /// `127.0.0.1:8080=web.shop:80`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,10 +106,31 @@ pub async fn listen(publish: &Publish) -> Result<TcpListener, Error> {
     })
 }
 
+/// Listens on the host's loopback for the dashboard: at the control plane's own port, else, where
+/// another has it, at any.
+///
+/// # Errors
+/// Where the host has no loopback.
+pub async fn listen_for_dashboard() -> io::Result<TcpListener> {
+    let at = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    match at(ports::CONTROL_PLANE_ADMIN).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => at(0).await,
+        listener => listener,
+    }
+}
+
 /// The host's side: carries each connection to the stage.
 pub async fn carry(listener: TcpListener, publish: Publish, socket: PathBuf) {
     let (service, namespace, port) = publish.target;
-    let target = format!("{service}.{namespace}:{port}");
+    carry_to(listener, format!("{service}.{namespace}:{port}"), socket).await;
+}
+
+/// The same to the control plane's admin endpoint.
+pub async fn carry_dashboard(listener: TcpListener, socket: PathBuf) {
+    carry_to(listener, DASHBOARD.to_owned(), socket).await;
+}
+
+async fn carry_to(listener: TcpListener, target: String, socket: PathBuf) {
     loop {
         let Ok((mut client, _)) = listener.accept().await else {
             sleep(Duration::from_millis(100)).await;
@@ -136,9 +167,7 @@ pub async fn serve(cluster: Cluster, socket: PathBuf) -> Result<(), Error> {
             let mut target = vec![0; usize::from(length)];
             host.read_exact(&mut target).await?;
             let target = String::from_utf8_lossy(&target).into_owned();
-            let address = parse(&target)
-                .ok_or_else(|| "it cannot be read".to_owned())
-                .and_then(|parsed| choose(&cluster.table(), &parsed, turn));
+            let address = destination(&target, turn, || cluster.table());
             // To close the connection is all the answer that bytes allow.
             let address = address.map_err(|problem| {
                 cluster.warn_once(format!("published {target}: {problem}"));
@@ -148,6 +177,18 @@ pub async fn serve(cluster: Cluster, socket: PathBuf) -> Result<(), Error> {
             copy_bidirectional(&mut host, &mut pod).await
         });
     }
+}
+
+fn destination(
+    target: &str,
+    turn: usize,
+    table: impl FnOnce() -> Table,
+) -> Result<SocketAddr, String> {
+    if target == DASHBOARD {
+        return Ok((NODE, ports::CONTROL_PLANE_ADMIN).into());
+    }
+    let parsed = parse(target).ok_or("it cannot be read")?;
+    choose(&table(), &parsed, turn)
 }
 
 fn choose(table: &Table, wanted: &Target, turn: usize) -> Result<SocketAddr, String> {
@@ -235,6 +276,27 @@ mod tests {
         assert_eq!(choose(&table, &wanted, 7).unwrap_err(), "no ready pod is behind it");
         let gone = choose(&Table::default(), &wanted, 7).unwrap_err();
         assert_eq!(gone, "there is no Service \"web\" in namespace \"shop\"");
+    }
+
+    #[test]
+    fn the_dashboard_is_the_control_planes_whatever_services_are_called() {
+        let service = |name: &str| {
+            let mut service = web();
+            service.metadata.name = Some(name.to_owned());
+            Table { services: vec![Entry::new(&service, None)] }
+        };
+        let to = |target: &str| destination(target, 0, || service(DASHBOARD));
+        assert_eq!(to("dashboard"), Ok("10.244.0.1:9990".parse().unwrap()));
+        assert_eq!(to("dashboard.shop:80").unwrap_err(), "no ready pod is behind it");
+    }
+
+    #[tokio::test]
+    async fn a_second_mesh_has_its_dashboard_at_another_port() {
+        let one = listen_for_dashboard().await.unwrap().local_addr().unwrap();
+        let held = listen_for_dashboard().await.unwrap();
+        let two = listen_for_dashboard().await.unwrap();
+        assert_ne!(held.local_addr().unwrap(), two.local_addr().unwrap());
+        assert!(one.ip().is_loopback());
     }
 
     #[tokio::test]

@@ -39,9 +39,11 @@ use crate::{
     source::{Distribution, Event},
 };
 
+mod pushes;
 mod stream;
 pub mod wire;
 
+pub use pushes::Push;
 use stream::{Shared, Stream};
 use wire::Place;
 
@@ -122,7 +124,7 @@ impl State {
 
     /// Applies a batch of events and wakes those whom it concerns.
     pub fn apply(&self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Warning> {
-        let applied = self.index.write().apply(events);
+        let applied = self.index.write().apply_at(events, Some(now));
         self.metrics.events.inc_by(applied.objects as u64);
         if applied.routes_due {
             self.route_changes.send_replace(());

@@ -47,7 +47,19 @@ struct Due {
     since: HashMap<u64, Instant>,
     /// Sent but not confirmed: the version and since when.
     unacked: HashMap<u64, Unacked>,
+    /// The last message of each subscription.
+    pushed: HashMap<u64, Pushed>,
     subscriptions: usize,
+}
+
+/// The last message of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pushed {
+    version: u64,
+    /// When it was handed to the stream.
+    pub(super) sent: Instant,
+    /// When the proxy confirmed it, or a later one.
+    pub(super) acked: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -114,9 +126,11 @@ impl Shared {
         None
     }
 
-    fn sent(&self, id: u64, version: u64, since: Instant) {
+    /// Notes a message that leaves `now` and was due `since`.
+    fn sent(&self, id: u64, version: u64, since: Instant, now: Instant) {
         let newest = (version, since);
         let mut due = self.due.lock();
+        due.pushed.insert(id, Pushed { version, sent: now, acked: None });
         due.unacked
             .entry(id)
             .and_modify(|unacked| unacked.newest = newest)
@@ -124,8 +138,11 @@ impl Shared {
     }
 
     /// Takes a confirmation and answers since when the confirmed state was due.
-    fn acked(&self, id: u64, version: u64) -> Option<Instant> {
+    fn acked(&self, id: u64, version: u64, now: Instant) -> Option<Instant> {
         let mut due = self.due.lock();
+        if let Some(pushed) = due.pushed.get_mut(&id).filter(|pushed| version >= pushed.version) {
+            pushed.acked.get_or_insert(now);
+        }
         let Entry::Occupied(mut entry) = due.unacked.entry(id) else { return None };
         let Unacked { oldest, newest } = *entry.get();
         if version < oldest.0 {
@@ -139,6 +156,11 @@ impl Shared {
         Some(oldest.1)
     }
 
+    /// The last message of a subscription; `None` before the first.
+    pub(super) fn pushed(&self, id: u64) -> Option<Pushed> {
+        self.due.lock().pushed.get(&id).copied()
+    }
+
     fn subscribed(&self, count: usize) {
         self.due.lock().subscriptions = count;
     }
@@ -147,6 +169,7 @@ impl Shared {
         let mut due = self.due.lock();
         due.since.remove(&id);
         due.unacked.remove(&id);
+        due.pushed.remove(&id);
         // Otherwise a proxy that opens and closes without reading could make the order long.
         if due.order.len() > 2 * MAX_SUBSCRIPTIONS {
             let Due { order, since, .. } = &mut *due;
@@ -231,8 +254,9 @@ impl Stream {
                 Ok(())
             }
             Some(Kind::Ack(pb::Ack { id, version })) => {
-                if let Some(since) = self.shared.acked(id, version) {
-                    self.state.metrics.ack.observe(since.elapsed().as_secs_f64());
+                let now = Instant::now();
+                if let Some(since) = self.shared.acked(id, version, now) {
+                    self.state.metrics.ack.observe(now.duration_since(since).as_secs_f64());
                 }
                 Ok(())
             }
@@ -289,7 +313,7 @@ impl Stream {
             _ => wire::update(id, version, &now, &place),
         };
         *sent = Sent { version, answer: Some(now) };
-        self.shared.sent(id, version, since);
+        self.shared.sent(id, version, since, Instant::now());
         Some(message)
     }
 }
@@ -354,16 +378,33 @@ mod tests {
     async fn a_proxy_is_behind_until_it_confirms_the_newest_version() {
         let (shared, start) = (shared(), Instant::now());
         let later = start + Duration::from_secs(5);
-        shared.sent(1, 1, start);
-        shared.sent(1, 2, later);
+        shared.sent(1, 1, start, start);
+        shared.sent(1, 2, later, later);
         let behind = |at| (shared.describe(at).behind, shared.describe(at).behind_seconds);
         assert_eq!(behind(later), (1, 5.0));
-        assert_eq!(shared.acked(1, 0), None, "confirms nothing that was sent");
-        assert_eq!(shared.acked(1, 1), Some(start));
+        assert_eq!(shared.acked(1, 0, later), None, "confirms nothing that was sent");
+        assert_eq!(shared.acked(1, 1, later), Some(start));
         assert_eq!(behind(later), (1, 0.0));
-        assert_eq!(shared.acked(1, 2), Some(later));
+        assert_eq!(shared.acked(1, 2, later), Some(later));
         assert_eq!(behind(later), (0, 0.0));
-        assert_eq!(shared.acked(1, 2), None, "counted once");
+        assert_eq!(shared.acked(1, 2, later), None, "counted once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_message_of_a_subscription_is_known_until_it_is_closed() {
+        let (shared, start) = (shared(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let pushed = || shared.pushed(1).map(|pushed| (pushed.sent, pushed.acked));
+        assert_eq!(pushed(), None);
+        shared.sent(1, 1, start, after(1));
+        shared.sent(1, 2, start, after(2));
+        shared.acked(1, 1, after(3));
+        assert_eq!(pushed(), Some((after(2), None)), "the one before was confirmed");
+        shared.acked(1, 2, after(4));
+        shared.acked(1, 2, after(5));
+        assert_eq!(pushed(), Some((after(2), Some(after(4)))));
+        shared.forget(1);
+        assert_eq!(pushed(), None);
     }
 
     #[tokio::test(start_paused = true)]

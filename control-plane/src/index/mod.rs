@@ -14,25 +14,31 @@ use std::{
 
 use k8s_openapi::api::core::v1 as core;
 use remora_core::settings::InvalidAnnotation;
+use tokio::time::Instant;
 
 use crate::source::{self, EndpointSlice, Event, Key, Kind, Object};
 
 pub mod answer;
 mod dials;
+mod inspect;
 mod model;
 pub mod policy;
 pub mod protocol;
 mod resolve;
 mod reverse;
 pub mod routes;
+mod standing;
 mod subscriptions;
 
 pub use crate::source::Name;
-use answer::{Answer, Caller, Snapshot, Target};
+use answer::{Answer, Caller, Target};
+pub use inspect::{PortRoutes, Sidecar};
 use model::{Dials, Namespace, Pod, Service};
 use resolve::PortSnapshots;
 use reverse::Reverse;
 use routes::Routes;
+use standing::Gone;
+pub use standing::{Condition, Known};
 pub use subscriptions::SubscriberId;
 use subscriptions::Subscriptions;
 
@@ -56,6 +62,7 @@ pub struct Index {
     routes: Routes,
     /// Every port of every Service, computed when something it depends on changed.
     snapshots: HashMap<Name, BTreeMap<u16, PortSnapshots>>,
+    gone: Gone,
     subscriptions: Subscriptions,
 }
 
@@ -140,12 +147,22 @@ impl Index {
             pods_on: Reverse::default(),
             routes: Routes::default(),
             snapshots: HashMap::new(),
+            gone: Gone::default(),
             subscriptions: Subscriptions::default(),
         }
     }
 
     /// Applies a batch of events as one change.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Applied {
+        self.apply_at(events, None)
+    }
+
+    /// The same, at a time: [`Index::standings`] says it of what changes.
+    pub fn apply_at(
+        &mut self,
+        events: impl IntoIterator<Item = Event>,
+        now: Option<Instant>,
+    ) -> Applied {
         let mut touched = Touched::default();
         for event in events {
             match event {
@@ -159,7 +176,7 @@ impl Index {
                 }
             }
         }
-        self.flush(touched)
+        self.flush(touched, now)
     }
 
     /// Remembers a subscription; [`Applied::touched`] names it whenever its answer may have
@@ -179,11 +196,6 @@ impl Index {
     pub fn answer(&self, id: SubscriberId) -> Option<Answer> {
         let (target, caller) = self.subscriptions.target(id)?;
         Some(self.resolve(target, caller))
-    }
-
-    /// All Services' ports, for people to look at.
-    pub fn snapshots(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
-        self.snapshots.values().flat_map(BTreeMap::values).map(|port| &port.producer)
     }
 
     /// What is known of the kinds that `wanted` names.
@@ -428,7 +440,7 @@ impl Index {
     }
 
     /// Computes what the batch changed and finds who asked for it.
-    fn flush(&mut self, mut touched: Touched) -> Applied {
+    fn flush(&mut self, mut touched: Touched, now: Option<Instant>) -> Applied {
         self.attach_routes(&mut touched);
         let consumed = touched.consumers.iter().map(|(name, _)| name);
         let changed: HashSet<&Name> = touched.services.iter().chain(consumed).collect();
@@ -441,8 +453,9 @@ impl Index {
         for name in changed {
             let old = self.snapshots.remove(name).unwrap_or_default();
             behind.extend(ips(&old));
-            if let Some(service) = self.services.get(name) {
-                let new = self.compute(name, service, &old);
+            let new = self.services.get(name).map(|s| self.compute(name, s, &old, now));
+            self.gone.note(name, &old, new.as_ref(), now);
+            if let Some(new) = new {
                 behind.extend(ips(&new));
                 self.snapshots.insert(name.clone(), new);
             }

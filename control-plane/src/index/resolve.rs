@@ -12,12 +12,15 @@ use remora_core::{
     settings::{self, PortSet},
 };
 
+use tokio::time::Instant;
+
 use super::{
     Index, Name,
     answer::{Answer, Caller, Endpoint, Head, Inbound, InboundPort, PodPort, Snapshot, Target},
     model::{Pod, Service},
     protocol::{self, Protocol},
     routes::rule::SharedRoutes,
+    standing::{self, Condition, Standing},
     subscriptions::Interest,
 };
 use crate::source::{self, Distribution, ServiceKind, SliceEndpoint};
@@ -31,7 +34,19 @@ pub(super) struct PortSnapshots {
     /// To all callers
     pub(super) producer: Arc<Snapshot>,
     /// but for those of namespaces with routes of their own for it. The same but for the routes.
-    consumers: BTreeMap<Arc<str>, Arc<Snapshot>>,
+    pub(super) consumers: BTreeMap<Arc<str>, Arc<Snapshot>>,
+    /// Every address that its slices name, whether it is told or not, by address.
+    pub(super) standings: Box<[Standing]>,
+}
+
+/// What the slices of a Service say of one port.
+struct Listed {
+    /// What can take traffic, by address.
+    endpoints: Vec<Endpoint>,
+    /// Whether a pod of theirs calls the port opaque.
+    opaque: bool,
+    /// All that are named.
+    conditions: BTreeMap<SocketAddr, Condition>,
 }
 
 impl PortSnapshots {
@@ -149,19 +164,22 @@ impl Index {
         settings::in_force(own, on_namespace)
     }
 
-    /// All ports of a Service. What equals its predecessor is shared with it.
+    /// All ports of a Service. What equals its predecessor is shared with it; what does not is so
+    /// since `now`.
     pub(super) fn compute(
         &self,
         name: &Name,
         service: &Service,
         old: &BTreeMap<u16, PortSnapshots>,
+        now: Option<Instant>,
     ) -> BTreeMap<u16, PortSnapshots> {
         let explicit = self.explicit_opaque(&name.namespace, service.opaque.as_ref());
         let snapshot = |(port, declared): (&u16, &super::model::ServicePort)| {
-            let (mut endpoints, opaque_by_pod) = self.endpoints(name, &declared.name);
+            let Listed { mut endpoints, opaque, conditions } =
+                self.endpoints(name, &declared.name);
             let hinted = hinted(&mut endpoints);
             let protocol = match protocol::decide(*port, explicit, declared.app_protocol) {
-                Protocol::Detect if opaque_by_pod => Protocol::Opaque,
+                Protocol::Detect if opaque => Protocol::Opaque,
                 protocol => protocol,
             };
             let attached = self.routes.at(name, *port);
@@ -185,36 +203,54 @@ impl Index {
                 let old = old.and_then(|old| old.consumers.get(namespace));
                 (Arc::clone(namespace), variant(&producer, routes, old))
             });
-            (*port, PortSnapshots { consumers: consumers.collect(), producer })
+            let consumers = consumers.collect();
+            let before = old.map(|old| (&*old.standings, &*old.producer));
+            let standings = standing::follow(conditions, &producer, before, now);
+            (*port, PortSnapshots { consumers, producer, standings })
         };
         service.ports.iter().map(snapshot).collect()
     }
 
     /// What can take traffic for a port, by address: all that are ready; where none is, those that
     /// still serve while they terminate. And whether one of their pods calls the port opaque.
-    fn endpoints(&self, service: &Name, port_name: &str) -> (Vec<Endpoint>, bool) {
+    fn endpoints(&self, service: &Name, port_name: &str) -> Listed {
+        let mut conditions: BTreeMap<SocketAddr, Condition> = BTreeMap::new();
         let mut ready: BTreeMap<SocketAddr, (Endpoint, bool)> = BTreeMap::new();
         let mut leaving: BTreeMap<SocketAddr, (Endpoint, bool)> = BTreeMap::new();
         for slice in self.slices_of.of(service).filter_map(|slice| self.slices.get(slice)) {
             let ports = slice.ports.iter().filter(|(name, _)| **name == *port_name);
             for (_, port) in ports {
                 for entry in &*slice.endpoints {
-                    let list = if entry.ready {
-                        &mut ready
+                    let mut condition = if entry.ready {
+                        Condition::Ready
                     } else if entry.serving && entry.terminating {
-                        &mut leaving
+                        Condition::Terminating
                     } else {
-                        continue;
+                        Condition::NotReady
                     };
-                    if let Some((endpoint, opaque)) = self.endpoint(entry, *port) {
-                        list.entry(endpoint.address).or_insert((endpoint, opaque));
+                    let list = match condition {
+                        Condition::Ready => Some(&mut ready),
+                        Condition::Terminating => Some(&mut leaving),
+                        _ => None,
+                    };
+                    if let Some(list) = list {
+                        match self.endpoint(entry, *port) {
+                            Some((endpoint, opaque)) => {
+                                list.entry(endpoint.address).or_insert((endpoint, opaque));
+                            }
+                            None => condition = Condition::PodUnknown,
+                        }
                     }
+                    let address = SocketAddr::new(entry.ip, *port);
+                    let best = conditions.entry(address).or_insert(condition);
+                    *best = condition.min(*best);
                 }
             }
         }
         let chosen = if ready.is_empty() { leaving } else { ready };
         let opaque = chosen.values().any(|(_, opaque)| *opaque);
-        (chosen.into_values().map(|(endpoint, _)| endpoint).collect(), opaque)
+        let endpoints = chosen.into_values().map(|(endpoint, _)| endpoint).collect();
+        Listed { endpoints, opaque, conditions }
     }
 
     /// One entry of a slice; `None` where its pod is not known (yet), has ended or has another

@@ -24,7 +24,7 @@ fn service(name: &str, spec: Value, annotations: Value) -> Event {
     Event::Apply(Object::Service(Arc::new((&object).into())))
 }
 
-fn orders() -> Event {
+pub(super) fn orders() -> Event {
     let ports = json!([{"name": "http", "port": 80}, {"name": "admin", "port": 9090}]);
     service("orders", json!({"clusterIP": "10.96.0.5", "ports": ports}), json!({}))
 }
@@ -42,12 +42,12 @@ fn pod(name: &str, ip: &str, annotations: Value) -> Event {
     Event::Apply(Object::Pod(Arc::new(source::Pod::described(&object))))
 }
 
-fn meshed(name: &str, ip: &str) -> Event {
+pub(super) fn meshed(name: &str, ip: &str) -> Event {
     pod(name, ip, json!({"remora.io/proxy-version": "0.1.0"}))
 }
 
 /// Endpoints as (pod, address, ready, serving, terminating).
-fn slice(name: &str, endpoints: &[(&str, &str, bool, bool, bool)]) -> Event {
+pub(super) fn slice(name: &str, endpoints: &[(&str, &str, bool, bool, bool)]) -> Event {
     let endpoints: Vec<Value> = endpoints
         .iter()
         .map(|(pod, ip, ready, serving, terminating)| {

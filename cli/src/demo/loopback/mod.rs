@@ -8,6 +8,7 @@ mod process;
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -40,6 +41,8 @@ pub(super) struct Loopback {
     pods: Arc<Mutex<Vec<Pod>>>,
     /// Whether the control plane is to run.
     control_plane: mpsc::Sender<bool>,
+    /// The control plane's admin endpoint.
+    dashboard: SocketAddr,
 }
 
 /// The side that owns the processes.
@@ -76,6 +79,7 @@ impl Cluster for Loopback {
     fn to_try(&self, pods: &[Pod]) -> Vec<String> {
         let Some(web) = pods.iter().find(|pod| pod.is_of("web")) else { return Vec::new() };
         vec![
+            format!("open http://{}/ in a browser: the dashboard", self.dashboard),
             format!("curl http://{}/endpoints", web.admin),
             format!("curl http://{}/metrics", web.admin),
             format!("edit {}", self.manifests.join("orders.yaml").display()),
@@ -121,7 +125,8 @@ pub(super) async fn start(
         seen: Arc::clone(&pods),
     };
     let task = tokio::spawn(network.run(wanted, stop.clone()));
-    Ok((Loopback { manifests, pods, control_plane }, Keeper { stop, task }))
+    let dashboard = block.control_plane_admin();
+    Ok((Loopback { manifests, pods, control_plane, dashboard }, Keeper { stop, task }))
 }
 
 fn read(block: Block, manifests: &Path) -> Result<Shop, Error> {
