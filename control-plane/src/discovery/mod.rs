@@ -284,3 +284,6 @@ async fn hello(
     }
     Ok(hello)
 }
+
+#[cfg(test)]
+mod tests;
