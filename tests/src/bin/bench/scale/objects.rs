@@ -24,7 +24,7 @@ pub(super) fn service(service: &Service) -> Value {
         "metadata": {
             "name": name, "namespace": namespace, "labels": {"app.kubernetes.io/name": name},
             "annotations": {"retry.remora.io/http": "5xx"},
-            "managedFields": managed("helm", &["f:ports", "f:selector", "f:type"]),
+            "managedFields": [managed("helm", &["f:ports", "f:selector", "f:type"])],
         },
         "spec": {
             "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "type": "ClusterIP",
@@ -57,7 +57,7 @@ pub(super) fn slice(service: &Service) -> Value {
                 "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"},
             "annotations": {"endpoints.kubernetes.io/last-change-trigger-time":
                             "2026-11-29T02:30:00Z"},
-            "managedFields": managed("kube-controller-manager", &["f:endpoints", "f:ports"]),
+            "managedFields": [managed("kube-controller-manager", &["f:endpoints", "f:ports"])],
         },
         "endpoints": addressed.map(endpoint).collect::<Vec<_>>(),
         "ports": [{"name": "http", "port": POD_PORT, "protocol": "TCP", "appProtocol": "http"}],
