@@ -18,6 +18,7 @@ mod dashboard;
 pub mod discovery;
 pub mod identity;
 pub mod index;
+mod interned;
 pub mod leader;
 pub mod lint;
 pub mod metrics;

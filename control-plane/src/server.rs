@@ -30,6 +30,9 @@ const MAX_HANDSHAKES: usize = 64;
 const MAX_CONNECTIONS: usize = 10_000;
 /// Streams of one connection at a time; a proxy needs two.
 const MAX_STREAMS: u32 = 64;
+/// Bytes of a stream that HTTP/2 holds for a peer that reads slowly; what changes meanwhile is merged
+/// before it gets here.
+const SEND_BUFFER: usize = 64 << 10;
 /// A peer that is silent for this long is asked, and given up when it does not answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -181,6 +184,7 @@ async fn connection(
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {

@@ -286,3 +286,6 @@ async fn hello(
     }
     Ok(hello)
 }
+
+#[cfg(test)]
+mod tests;

@@ -299,18 +299,18 @@ impl Stream {
     fn message(&mut self, (id, since): (u64, Instant)) -> Option<WatchResponse> {
         let sent = self.open.get_mut(&id)?;
         let subscriber = SubscriberId { stream: self.number, id };
-        let (now, place) = {
-            let index = self.state.index.read();
-            let (node, zone) = (self.caller.node.as_str(), index.zone_of(&self.caller));
-            (index.answer(subscriber)?, Place { node: node.into(), zone })
-        };
+        let now = self.state.index.read().answer(subscriber)?;
         let version = sent.version + 1;
         let message = match (&sent.answer, &now) {
             (Some(old), now) if old == now => return None,
-            (Some(Answer::Service(old)), Answer::Service(new)) if old.head == new.head => {
+            (Some(Answer::Service(old)), Answer::Service(new)) if old.has_head_of(new) => {
                 wire::delta(id, version, old, new)
             }
-            _ => wire::update(id, version, &now, &place),
+            _ => {
+                let zone = self.state.index.read().zone_of(&self.caller);
+                let place = Place { node: self.caller.node.as_str().into(), zone };
+                wire::update(id, version, &now, &place)
+            }
         };
         *sent = Sent { version, answer: Some(now) };
         self.shared.sent(id, version, since, Instant::now());

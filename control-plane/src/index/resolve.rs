@@ -53,6 +53,17 @@ impl PortSnapshots {
     fn of(&self, namespace: &str) -> &Arc<Snapshot> {
         self.consumers.get(namespace).unwrap_or(&self.producer)
     }
+
+    /// Whether the other is the same; what is equal is shared from one computation to the next.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.producer, &other.producer)
+            && self.consumers.len() == other.consumers.len()
+            && self
+                .consumers
+                .iter()
+                .zip(&other.consumers)
+                .all(|((a, old), (b, new))| a == b && Arc::ptr_eq(old, new))
+    }
 }
 
 impl Index {
@@ -175,8 +186,7 @@ impl Index {
     ) -> BTreeMap<u16, PortSnapshots> {
         let explicit = self.explicit_opaque(&name.namespace, service.opaque.as_ref());
         let snapshot = |(port, declared): (&u16, &super::model::ServicePort)| {
-            let Listed { mut endpoints, opaque, conditions } =
-                self.endpoints(name, &declared.name);
+            let Listed { mut endpoints, opaque, conditions } = self.endpoints(name, &declared.name);
             let hinted = hinted(&mut endpoints);
             let protocol = match protocol::decide(*port, explicit, declared.app_protocol) {
                 Protocol::Detect if opaque => Protocol::Opaque,
