@@ -191,6 +191,13 @@ fn routes(out: &mut Exposition<'_>, services: &Services) {
         })
     });
     out.counters("remora_outbound_route_mirrors", "Copies of a route's requests", mirrors);
+    let now = out.wall().now();
+    let budgets = routes.iter().filter_map(|(key, all)| {
+        let left = all.iter().filter_map(|route| route.budget_left(now));
+        Some((labels(key), left.reduce(|sum, left| sum + left)?))
+    });
+    let help = "Retries that the budget of a route has left";
+    out.gauges("remora_outbound_route_retry_budget_left", help, budgets);
     let rows = routes
         .iter()
         .map(|(key, all)| (labels(key), Summed::of(all.iter().map(|route| &route.flow))));

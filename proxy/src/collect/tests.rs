@@ -108,6 +108,7 @@ fn count_everything(world: &mut World) {
     traffic.budget(Default::default()).deposit(now);
     drop(traffic.connections.open(Tls::Mutual));
     let route = &state.routes[0].traffic;
+    route.budget(Default::default()).deposit(now);
     [&route.requests, &route.aborted, &route.mirrored[0]].into_iter().for_each(one);
     let (_, backend) = route.backends().remove(0);
     one(&backend.requests);

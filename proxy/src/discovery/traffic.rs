@@ -118,6 +118,10 @@ impl Purse {
         self.budget.store(Some(Arc::clone(&fresh)));
         fresh
     }
+
+    fn left(&self, now: Instant) -> Option<u64> {
+        self.budget.load().as_ref().map(|budget| budget.left(now))
+    }
 }
 
 impl RouteTraffic {
@@ -138,6 +142,12 @@ impl RouteTraffic {
     /// The retry budget of the route's requests.
     pub fn budget(&self, wanted: BudgetPolicy) -> Arc<Budget> {
         self.budget.get(wanted)
+    }
+
+    /// Retries that the budget in force has left; `None`: nothing was retried by policy yet.
+    #[must_use]
+    pub fn budget_left(&self, now: Instant) -> Option<u64> {
+        self.budget.left(now)
     }
 
     /// Since when there is something to count.
@@ -207,7 +217,7 @@ impl Traffic {
     /// Retries that the budget in force has left; `None`: nothing was retried by policy yet.
     #[must_use]
     pub fn budget_left(&self, now: Instant) -> Option<u64> {
-        self.budget.budget.load().as_ref().map(|budget| budget.left(now))
+        self.budget.left(now)
     }
 
     /// The bulkheads; made anew when their policy changes, and then what is under way does not count

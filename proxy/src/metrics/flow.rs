@@ -275,6 +275,9 @@ impl Flow {
     /// How long requests took since the start.
     #[must_use]
     pub fn quantiles(&self) -> Quantiles {
+        if self.is_unused() {
+            return Quantiles::default();
+        }
         let mut all = Merged::new();
         self.read(|past, recent| {
             past.into_iter().for_each(|past| all.add_all(past));
@@ -286,6 +289,9 @@ impl Flow {
     /// The last 10 s, the last minute and everything.
     #[must_use]
     pub fn windows(&self, spans: &Spans) -> Windows {
+        if self.is_unused() {
+            return spans.empty();
+        }
         let (mut window, mut all) = (Merged::new(), Merged::new());
         let mut slots = Vec::new();
         self.read(|past, recent| {
@@ -299,6 +305,10 @@ impl Flow {
             }
         });
         spans.windows(window, &slots, &all)
+    }
+
+    fn is_unused(&self) -> bool {
+        self.0.get().is_none()
     }
 
     /// Shows what is kept, and then the parts. Nothing is counted twice or missed between the two.

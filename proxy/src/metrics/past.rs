@@ -142,7 +142,7 @@ impl Merged {
 }
 
 /// A flow over a time.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Window {
     /// Time that it really covers.
     pub seconds: f64,
@@ -228,6 +228,13 @@ pub struct Spans {
 }
 
 impl Spans {
+    /// Of a flow that there was nothing of.
+    pub(super) fn empty(&self) -> Windows {
+        let empty =
+            |covers: Duration| Window { seconds: covers.as_secs_f64(), ..Window::default() };
+        Windows { last: empty(self.last), minute: empty(self.minute), start: empty(self.start) }
+    }
+
     /// `window` has what is counted now.
     pub(super) fn windows(&self, mut window: Merged, slots: &[Slot], all: &Merged) -> Windows {
         slots.iter().filter(|slot| slot.tick == self.tick).for_each(|slot| window.add_slot(slot));
