@@ -299,6 +299,8 @@ fn by_keyboard(browser: &mut Browser) {
     browser
         .until("document.querySelector('main').innerText.includes('✕ ejected by 2 of 2 callers')");
     browser.until("document.querySelector('main').innerText.includes('path /stock and below')");
+    let legible = "[...document.querySelectorAll('svg.chart')].every(c => c.getBoundingClientRect().width > 0.85 * c.viewBox.baseVal.width)";
+    assert_eq!(browser.value(legible), json!(true), "charts are drawn too small to be read");
     // A few samples, so that there is a line.
     browser
         .until("document.querySelectorAll('svg.chart .series')[0].getAttribute('d').includes('L')");
