@@ -9,6 +9,7 @@
 
 mod binds;
 mod capture;
+mod dashboard;
 mod edit;
 mod kill;
 mod loops;

@@ -29,7 +29,7 @@ export function boxesOf(nodes, edges) {
   const boxes = nodes.filter(({ id }) => !joined.has(id)).map((node) => {
     const partner = node.kind === 'service' && behind.get(node.id)?.length === 1
       && joined.get(behind.get(node.id)[0]) === node.id ? known.get(behind.get(node.id)[0]) : null;
-    return { ...node, workload: node.kind === 'workload' ? node : partner };
+    return { ...node, workload: node.kind === 'workload' ? node : partner, serves: serving.has(node.id) };
   });
   const ends = new Set(boxes.map(({ id }) => id));
   const box = (id) => joined.get(id) ?? id;
@@ -152,11 +152,12 @@ export function draw(boxes, arrows, { entries, pairs, width, height }, manyNames
   boxes.map((box) => node(box, entries.get(box.id), manyNamespaces)));
 }
 
+// Above the line, whose pattern is to be seen.
 function tag(key, [x, y], name, text) {
-  const width = 7 * text.length + 10;
+  const width = 7 * text.length;
   return svg('g', { class: `tag ${name}`, 'data-key': `tag ${key}` },
-    svg('rect', { x: x - width / 2, y: y - 10, width, height: 20, rx: 4 }),
-    svg('text', { x, y: y + 4, 'text-anchor': 'middle' }, text));
+    svg('rect', { x: x - width / 2, y: y - 22, width, height: 17, rx: 4 }),
+    svg('text', { x, y: y - 9, 'text-anchor': 'middle' }, text));
 }
 
 // Where each arrow leaves and arrives: side by side, in the order of the other ends.
@@ -208,14 +209,20 @@ function loop({ x, y }) {
   };
 }
 
+// What runs there; its name only where that is not the box's own.
+function behind({ name, pods }, title) {
+  const [kind, own] = name.split('/');
+  return `${own === title ? kind : name} · ${pods} ${pods === 1 ? 'pod' : 'pods'}`;
+}
+
 function node(box, { x, y }, manyNamespaces) {
   const isService = box.kind === 'service';
   const { name, word, sign } = level(isService ? box.success : null);
-  const pods = box.workload ? `${box.workload.name} · ${box.workload.pods} ${box.workload.pods === 1 ? 'pod' : 'pods'}` : 'Service';
   const title = isService ? box.name : box.name.split('/').pop();
+  const pods = box.workload ? behind(box.workload, title) : 'Service';
   const traffic = isService && box.success !== null
     ? `${sign}${rate(box.rps)} · ${success(box.success)} · p99 ${latency(box.p99_us)}`
-    : isService ? 'no traffic' : 'behind no Service';
+    : isService ? 'no traffic' : box.serves ? '' : 'behind no Service';
   const ejected = isService && box.ejected > 0 ? `${box.ejected} of ${box.endpoints} ejected` : null;
   const second = manyNamespaces ? `${box.namespace} · ${pods}` : pods;
   const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);

@@ -2,9 +2,9 @@
 
 import { clock, figures, FIGURES, h, health, latency, none, rate, span, success, svg, table } from './dom.js';
 
-const WIDTH = 640;
-const HEIGHT = 170;
-const LEFT = 62;
+const WIDTH = 420;
+const HEIGHT = 150;
+const LEFT = 58;
 const BOTTOM = 24;
 const TOP = 10;
 const SHOWN = 5 * 60e3;
