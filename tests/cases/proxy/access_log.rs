@@ -114,7 +114,7 @@ async fn all_has_a_line_for_each_request_in_json_by_opentelemetrys_names() {
     let traced = traced.body(empty()).unwrap();
     let answers = world.ask([traced, request("/broken")]).await;
     let lines = world.lines(2).await;
-    assert!(!lines[0].contains("4111"), "{}", lines[0]);
+    assert!(!lines[0].contains("card"), "{}", lines[0]);
     let line: Value = serde_json::from_str(&lines[0]).unwrap();
     let endpoint = world.server.pod.address();
     for (key, wanted) in [

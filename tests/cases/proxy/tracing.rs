@@ -15,7 +15,7 @@ use remora_tests::{
     grpc,
     mesh::{Mesh, Pair},
     origin::{Answer, Body, Origin, Speaks, empty, full, get, h1, h2},
-    wait::within,
+    wait::{eventually, within},
     wire::{App, Wire},
 };
 use tokio::net::TcpListener;
@@ -131,7 +131,7 @@ async fn a_traced_request_is_a_span_with_its_attempts_as_children_at_both_ends_o
             has(span, &[("http.response.status_code", status), ("remora.peer", &peer)]);
         }
         let all = collector.spans();
-        assert!(all.iter().all(|span| !format!("{span:?}").contains("4111")), "{all:#?}");
+        assert!(all.iter().all(|span| !format!("{span:?}").contains("card")), "{all:#?}");
     }
 }
 
@@ -240,7 +240,7 @@ async fn a_collector_that_is_away_costs_spans_which_are_counted_and_nothing_else
         assert_eq!(get(pair.entry()).await.unwrap().status, 200);
     }
     let lost = [("reason", "export-failed")];
-    pair.client.until("remora_trace_spans_dropped_total", &lost, 40).await;
+    pair.client.until("remora_trace_spans_dropped_total", &lost, 1).await;
     assert_eq!(get(pair.entry()).await.unwrap().status, 200);
     assert_eq!(pair.client.metric(SENT, &[]).await, 21);
     assert_eq!(pair.client.metric("remora_trace_spans_exported_total", &[]).await, 0);
@@ -265,14 +265,14 @@ async fn the_proxys_own_work_is_traced_too() {
     mesh.start_plane().await;
     let program = Path::new(env!("CARGO_BIN_EXE_remora-under-test"));
     let _client = mesh.sidecar_process(program, &web, &[]).await;
-    let spans = collector.spans_of("web", 3).await;
     for (name, kind) in [
         ("identity certify", SpanKind::Client),
         ("discovery connect", SpanKind::Client),
         ("discovery update", SpanKind::Internal),
     ] {
-        let span = spans.iter().find(|span| span.span.name == name && !span.is_error());
-        let span = span.unwrap_or_else(|| panic!("{name} in {spans:#?}"));
-        assert_eq!(span.kind(), kind);
+        let done = |span: &Received| span.span.name == name && !span.is_error();
+        let found = async || collector.spans().into_iter().find(done);
+        let span = eventually(name, found).await;
+        assert_eq!((span.kind(), span.resource["k8s.pod.name"].as_str()), (kind, "web"));
     }
 }

@@ -21,6 +21,8 @@ pub fn layer(queue: &Arc<Queue>) -> Bridge {
         .build();
     let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
     let layer = tracing_opentelemetry::layer().with_tracer(tracer);
+    // What is done matters, not by which line and thread.
+    let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
     layer.with_filter(Targets::new().with_target(SPANS, tracing::Level::INFO)).boxed()
 }
 

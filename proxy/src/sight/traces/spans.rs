@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::Tracer;
 use crate::{
+    balance::retry::Verdict,
     metrics::Direction,
     sight::{
         id::DecisionId,
@@ -136,13 +137,18 @@ impl Maker<'_> {
         }
         peer_of(&mut attributes, attempt);
         attributes.add("remora.endpoint.pod", attempt.endpoint.pod.to_string());
-        attributes.add("remora.endpoint.zone", attempt.endpoint.zone.to_string());
+        if !attempt.endpoint.zone.is_empty() {
+            attributes.add("remora.endpoint.zone", attempt.endpoint.zone.to_string());
+        }
         attributes.add("remora.endpoint.chosen", attempt.choice.by.as_str());
         let answered = matches!(attempt.result, Outcome::Answered { .. });
         attributes.add("remora.verdict", verdict_word(attempt.verdict, answered));
+        let retried = matches!(attempt.verdict, Verdict::Retry { .. });
         let (ending, end) = match &attempt.result {
             // The client got it, or so much of it as there was.
-            Outcome::Answered { .. } if last => (self.finished.ending(), self.finished.ended),
+            Outcome::Answered { .. } if last && !retried => {
+                (self.finished.ending(), self.finished.ended)
+            }
             Outcome::Answered { status, grpc, head, .. } => {
                 (Ending::Answered { status: *status, grpc: *grpc }, *head)
             }
