@@ -297,7 +297,7 @@ impl<'a> Exchange<'a> {
         let stop = (Verdict::Stop(StopReason::NotRetryable), Pushback::None);
         let (sent, answer, pushback) = match result {
             Ok(_) if policy.is_none() => return stop,
-            Ok(Answered { answer, guard }) => {
+            Ok(Answered { answer, guard, .. }) => {
                 let seen = verdict::seen_by_client(answer, facts.grpc);
                 let sent = verdict::sent(guard.endpoint(), answer.fields());
                 (sent, seen, Pushback::read(seen, answer.fields()))
