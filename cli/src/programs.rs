@@ -62,7 +62,7 @@ enum Program {
     /// The sidecar.
     Proxy(remora_proxy::program::Program),
     /// Discovery and identity.
-    ControlPlane(Logged<remora_control_plane::Args>),
+    ControlPlane(Box<Logged<remora_control_plane::Args>>),
     /// The admission webhook that writes sidecars into pods.
     Injector(Box<Logged<remora_injector::webhook::Args>>),
     /// Put the interception rules of a pod in force, or remove them.
@@ -138,7 +138,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Program::Proxy(program) => {
             report(remora_proxy::program::run(program).map(|()| ExitCode::SUCCESS))
         }
-        Program::ControlPlane(program) => report(control_plane(program)),
+        Program::ControlPlane(program) => report(control_plane(*program)),
         Program::Injector(program) => report(injector(*program)),
         Program::Redirect(args) => {
             report(remora_proxy::redirect::run(&args).map(|()| ExitCode::SUCCESS))

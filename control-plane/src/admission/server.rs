@@ -24,7 +24,7 @@ use remora_core::{
 use remora_proto::v1::TrustBundle;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
 };
 use tokio_rustls::server::TlsStream;
 use tower::Service;
@@ -35,9 +35,11 @@ use crate::{
     server::{self, tls},
 };
 
-/// Largest body. The API server takes objects up to about 1.5 MiB from etcd and 3 MiB of request; a
-/// review of an update has two.
-const MAX_BODY: usize = 6 << 20;
+/// Largest body. The API server keeps objects of about 1.5 MiB at most, and a review of an update has two.
+const MAX_BODY: usize = 4 << 20;
+/// Requests that are read and judged at a time, of all connections: anybody in the cluster may send some,
+/// and none of them may cost proxies their control plane. The others wait.
+const AT_ONCE: usize = 16;
 /// Longest wait for a request's head; the API server keeps idle connections for 90 s.
 const IDLE: Duration = Duration::from_secs(120);
 /// Longest request, body and answer included; the API server waits less.
@@ -45,7 +47,7 @@ const EXCHANGE: Duration = Duration::from_secs(10);
 /// Time that requests have for ending once the program goes.
 const LEAVE: Duration = Duration::from_secs(5);
 /// Connections at a time; API servers hold a few each.
-const MAX_CONNECTIONS: usize = 512;
+const MAX_CONNECTIONS: usize = 64;
 /// Requests of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 100;
 
@@ -79,9 +81,10 @@ pub async fn run(
         drain.clone(),
     );
     let (router, draining) = (router(reviewer), drain.clone());
+    let places = Arc::new(Semaphore::new(AT_ONCE));
     let begin = move || {
-        let (router, draining) = (router.clone(), draining.clone());
-        move |stream| connection(stream, router, draining)
+        let (router, places, draining) = (router.clone(), Arc::clone(&places), draining.clone());
+        move |stream| connection(stream, router, places, draining)
     };
     let accept = server::accept(listener, config, MAX_CONNECTIONS, begin, drain);
     tokio::join!(accept, renewal);
@@ -107,10 +110,19 @@ async fn review(State(reviewer): State<Arc<Reviewer>>, body: Bytes) -> Response 
 }
 
 /// One connection from its handshake to its end.
-async fn connection(stream: TlsStream<TcpStream>, router: Router, drain: drain::Watch) {
+async fn connection(
+    stream: TlsStream<TcpStream>,
+    router: Router,
+    places: Arc<Semaphore>,
+    drain: drain::Watch,
+) {
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = router.clone().call(request);
+        let (mut router, places) = (router.clone(), Arc::clone(&places));
+        let answer = async move {
+            let _place = places.acquire_owned().await;
+            router.call(request).await
+        };
         async {
             match tokio::time::timeout(EXCHANGE, answer).await {
                 Ok(Ok(response)) => Ok::<Response<Body>, Infallible>(response),
