@@ -162,6 +162,10 @@ async fn where_callers_must_prove_themselves_others_are_denied() {
     assert!(!app.has_caller().await);
     let reason = [("direction", "inbound"), ("reason", "denied")];
     assert_eq!(server.metric("remora_proxy_errors_total", &reason).await, 2);
+    let denied = [("verdict", "denied")];
+    assert_eq!(server.metric("remora_inbound_policy_decisions_total", &denied).await, 2);
+    let nobody = [("client_id", "none")];
+    assert_eq!(server.metric("remora_inbound_caller_failures_total", &nobody).await, 1);
 
     let mut known = Wire::dial(client.entry("orders")).await;
     known.send("GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await;

@@ -40,6 +40,10 @@ async fn unary_calls_share_one_connection_and_keep_their_trailers() {
     let mtls = [("direction", "outbound"), ("tls", "mtls")];
     assert_eq!(pair.client.metric("remora_tcp_connections_total", &mtls).await, 1);
     pair.server.until("remora_inbound_http_requests_total", &[("tls", "mtls")], 20).await;
+    let ok = [("grpc_status", "OK")];
+    pair.client.until("remora_outbound_grpc_responses_total", &ok, 20).await;
+    pair.client.until("remora_outbound_endpoint_grpc_responses_total", &ok, 20).await;
+    pair.server.until("remora_inbound_grpc_responses_total", &ok, 20).await;
 }
 
 #[tokio::test]
