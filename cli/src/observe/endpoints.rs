@@ -144,7 +144,11 @@ pub(super) fn table(services: &[Service]) -> Table {
                 }
                 _ => endpoint.reason.clone(),
             };
-            let look = if endpoint.is_ready() { Look::Plain } else { Look::Bad };
+            let look = match (endpoint.is_ready(), traffic.is_poor()) {
+                (false, _) => Look::Bad,
+                (true, true) => Look::Doubtful,
+                (true, false) => Look::Plain,
+            };
             let row = [
                 service.id(),
                 endpoint.address.clone(),
@@ -188,6 +192,16 @@ mod tests {
     fn people_see_state_traffic_and_how_many_agree() {
         let lines = table(&shop()).lines(Colours(false));
         golden("endpoints.txt", &lines);
+    }
+
+    #[test]
+    fn what_is_ejected_is_red_and_what_fails_and_is_not_is_yellow() {
+        let mut shop = shop();
+        shop[1].endpoints[0].traffic.success_rate = Some(0.5);
+        let lines = table(&shop).lines(Colours(true));
+        assert!(lines[2].starts_with("\x1b[33mshop/orders:80  10.0.0.1"), "{}", lines[2]);
+        assert!(lines[3].starts_with("\x1b[31mshop/orders:80  10.0.0.2"), "{}", lines[3]);
+        assert!(lines[4].starts_with("shop/stock:80"), "{}", lines[4]);
     }
 
     #[test]

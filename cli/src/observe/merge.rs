@@ -10,6 +10,9 @@ use serde::Serialize;
 
 use super::answers::{self, Destinations, Endpoints, Window, Windows};
 
+/// Success below this is shown as trouble.
+const POOR: f64 = 0.99;
+
 /// Which of the proxies' windows is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Span {
@@ -46,6 +49,11 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
+    /// Whether so many requests fail that somebody should look.
+    pub(crate) fn is_poor(&self) -> bool {
+        self.success_rate.is_some_and(|rate| rate < POOR)
+    }
+
     fn of(windows: &[Window]) -> Self {
         let mut busy: Vec<&Window> = windows.iter().filter(|window| window.requests > 0).collect();
         busy.sort_by_key(|window| window.p50_us);

@@ -12,9 +12,6 @@ use super::{
     wish::Wish,
 };
 
-/// Success below this is shown as trouble.
-const POOR: f64 = 0.99;
-
 /// `remora routes`
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXIT_STATUS)]
@@ -64,7 +61,6 @@ fn table(services: &[Service]) -> Table {
         let routes = service.routes.iter().map(|r| (r.name.as_str(), r.callers, &r.traffic));
         let rows = routes.chain(service.routes.is_empty().then_some(whole));
         for (name, callers, traffic) in rows {
-            let poor = traffic.success_rate.is_some_and(|rate| rate < POOR);
             let row = [
                 service.id(),
                 name.to_owned(),
@@ -74,7 +70,7 @@ fn table(services: &[Service]) -> Table {
                 known(traffic.p50_us, micros),
                 known(traffic.p99_us, micros),
             ];
-            table.row(if poor { Look::Bad } else { Look::Plain }, row);
+            table.row(if traffic.is_poor() { Look::Bad } else { Look::Plain }, row);
         }
     }
     table

@@ -1,7 +1,7 @@
 //! `remora endpoints`, `top`, `tap`, `why`, `why-endpoint` and `diag` against a cluster: the double's
 //! port-forwards lead to admin servers with recorded answers.
 
-use std::{net::Ipv4Addr, process::Output};
+use std::process::Output;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -66,7 +66,7 @@ impl Shop {
             }
         };
         self.pod(namespace, name, &annotations, &labels);
-        let at = (Ipv4Addr::from(self.block.next()), port).into();
+        let at = (self.block.next(), port).into();
         let serve = move |request: Request<Incoming>| async move { respond(&request, answer) };
         self.programs.push(Origin::serve(at, Speaks::H1, serve).await);
         self.api.route_pod(namespace, name, port, at);

@@ -111,6 +111,9 @@ impl<W: Write> Archive<W> {
             text += &format!("{bytes:>8}  {path}{remark}\n");
         }
         text += "\nWhat is not in it, and why\n";
+        if self.left_out.is_empty() {
+            text += "Nothing: all that was looked for is in it.\n";
+        }
         for (what, why) in &self.left_out {
             text += &format!("{what}: {why}\n");
         }

@@ -150,7 +150,11 @@ impl View {
             table.row(look, cells(name, "", &service.traffic, in_flight, &state, ""));
             endpoints.sort_by(|a, b| self.sort.compare(&a.traffic, &b.traffic));
             for endpoint in endpoints {
-                let look = if endpoint.is_ready() { Look::Plain } else { Look::Bad };
+                let look = match (endpoint.is_ready(), endpoint.traffic.is_poor()) {
+                    (false, _) => Look::Bad,
+                    (true, true) => Look::Doubtful,
+                    (true, false) => Look::Plain,
+                };
                 let name = format!("  {}", endpoint.address);
                 let state = match endpoint.is_ready() || endpoint.known_to == 1 {
                     true => endpoint.state.clone(),

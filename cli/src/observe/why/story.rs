@@ -157,18 +157,12 @@ fn head(at: usize, attempt: &Attempt) -> String {
 fn attempt_sentences(attempt: &Attempt) -> Vec<String> {
     let mut sentences = Vec::new();
     sentences.extend(choice(attempt));
-    sentences.extend(match attempt.breaker.as_str() {
-        "half-open" => Some(
-            "Its breaker was half-open: this request decided whether it takes traffic again."
-                .to_owned(),
-        ),
-        "open" => Some(
-            "Its breaker was open, but too many endpoints were ejected to leave it out.".to_owned(),
-        ),
-        _ => None,
-    });
     if attempt.endpoint.is_some() {
         sentences.push(came_of_it(attempt));
+    }
+    // The record has the state after the request, which the attempt itself may have brought about.
+    if matches!(attempt.breaker.as_str(), "open" | "half-open") {
+        sentences.push(format!("Afterwards its breaker was {}.", attempt.breaker));
     }
     sentences.extend(verdict(attempt));
     sentences
@@ -190,13 +184,13 @@ fn choice(attempt: &Attempt) -> Option<String> {
         "" => return None,
         "lower-cost" => "It was the cheaper of two drawn at random",
         "fewer-in-flight" => {
-            "Of two drawn at random that cost about the same it had fewer requests in flight"
+            "Of two drawn at random that cost about the same it had no more requests in flight"
         }
         "spill-over" => "Those near by cost too much",
         "only-one" => "It was the only one that could be taken",
         "affinity" => "The session stays with it",
         "hash" => "The hash of the request leads to it",
-        "probe" => "It was due for a probe, whatever it costs",
+        "probe" => "It was due for a probe, which decides whether it takes traffic again",
         "round-robin" => "It was its turn",
         "random" => "It was drawn at random",
         other => return Some(format!("It was chosen by {other}{compared}.")),
@@ -227,7 +221,7 @@ fn came_of_it(attempt: &Attempt) -> String {
         (None, status) => status.map(|status| status.to_string()),
     };
     let answer = match (status, attempt.head_us) {
-        (Some(status), Some(us)) => format!(", and the answer {status} began after {}", micros(us)),
+        (Some(status), Some(us)) => format!(", and the answer {status} began {} in", micros(us)),
         (Some(status), None) => format!(", and the answer was {status}"),
         (None, _) => String::new(),
     };
@@ -291,7 +285,7 @@ fn limits(record: &Decision) -> String {
     };
     let budget = record
         .retry_budget_left
-        .map_or_else(String::new, |left| format!(" The retry budget had {left:.1} left."));
+        .map_or_else(String::new, |left| format!(" The retry budget allowed {left:.0} more."));
     format!("{timeouts}{budget}")
 }
 
@@ -305,7 +299,7 @@ fn phases(record: &Decision) -> String {
     ];
     let spent: Vec<String> = named
         .into_iter()
-        .filter_map(|(name, value)| Some(format!("{} {name}", micros(value?))))
+        .filter_map(|(name, value)| Some(format!("{} {name}", micros(value.filter(|us| *us > 0)?))))
         .collect();
     match spent.as_slice() {
         [] => String::new(),
