@@ -131,7 +131,7 @@ async fn serve(
             let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await;
             drop(handshake);
             match shaken {
-                Ok(Ok(stream)) => connection(stream, routes, age, draining).await,
+                Ok(Ok(stream)) => connection(Box::new(stream), routes, age, draining).await,
                 Ok(Err(error)) => tracing::debug!(?peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
             }
@@ -144,9 +144,10 @@ async fn serve(
     connections.wait().await;
 }
 
-/// One connection from its handshake to its end.
+/// One connection from its handshake to its end. In boxes what is large: moved as a value, it would
+/// be several times in the state of a task that lives for long.
 async fn connection(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<TcpStream>>,
     routes: Routes,
     age: Duration,
     drain: drain::Watch,
@@ -166,7 +167,7 @@ async fn connection(
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
+    let mut serving = Box::pin(serving);
     let ended = tokio::select! {
         ended = &mut serving => Some(ended),
         () = tokio::time::sleep(age) => None,
