@@ -120,7 +120,7 @@ pub(crate) async fn accept<H, F>(
     mut begin: impl FnMut() -> H,
     drain: drain::Watch,
 ) where
-    H: FnOnce(TlsStream<TcpStream>) -> F + Send + 'static,
+    H: FnOnce(Box<TlsStream<TcpStream>>) -> F + Send + 'static,
     F: Future<Output = ()> + Send,
 {
     let connections = TaskTracker::new();
@@ -151,7 +151,7 @@ pub(crate) async fn accept<H, F>(
             let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await;
             drop(handshake);
             match shaken {
-                Ok(Ok(stream)) => serve(stream).await,
+                Ok(Ok(stream)) => serve(Box::new(stream)).await,
                 Ok(Err(error)) => tracing::debug!(?peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
             }
@@ -164,9 +164,10 @@ pub(crate) async fn accept<H, F>(
     connections.wait().await;
 }
 
-/// One connection from its handshake to its end.
+/// One connection from its handshake to its end. In boxes what is large: moved as a value, it would
+/// be several times in the state of a task that lives for long.
 async fn connection(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<TcpStream>>,
     routes: Routes,
     age: Duration,
     drain: drain::Watch,
@@ -186,7 +187,7 @@ async fn connection(
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
+    let mut serving = Box::pin(serving);
     let ended = tokio::select! {
         ended = &mut serving => Some(ended),
         () = tokio::time::sleep(age) => None,

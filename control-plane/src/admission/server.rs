@@ -111,7 +111,7 @@ async fn review(State(reviewer): State<Arc<Reviewer>>, body: Bytes) -> Response 
 
 /// One connection from its handshake to its end.
 async fn connection(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<TcpStream>>,
     router: Router,
     places: Arc<Semaphore>,
     drain: drain::Watch,

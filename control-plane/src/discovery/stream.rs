@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{Proxy, State, wire, wire::Place};
+use super::{Outgoing, Proxy, State, wire, wire::Place};
 use crate::{
     index::{
         SubscriberId,
@@ -203,7 +203,7 @@ impl Stream {
     pub(super) async fn run(
         &mut self,
         requests: &mut Streaming<WatchRequest>,
-        outgoing: &mpsc::Sender<Result<WatchResponse, Status>>,
+        outgoing: &mpsc::Sender<Outgoing>,
         mut bundle: watch::Receiver<Arc<TrustBundle>>,
         leaving: &CancellationToken,
     ) -> Result<(), Status> {
@@ -222,12 +222,12 @@ impl Stream {
                     let Ok(permit) = permit else { return Ok(()) };
                     if std::mem::take(&mut bundle_due) {
                         let message = wire::trust_bundle(&bundle.borrow_and_update());
-                        permit.send(Ok(message));
+                        permit.send(Box::new(Ok(message)));
                     } else if let Some(due) = ready.take()
                         && let Some(message) = self.message(due)
                     {
                         self.state.metrics.updates.inc();
-                        permit.send(Ok(message));
+                        permit.send(Box::new(Ok(message)));
                     }
                 }
                 request = requests.message() => match request? {

@@ -10,6 +10,7 @@ use remora_proto::v1::{
 };
 use serde_json::{Value, json};
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     service::Routes,
     transport::{Channel, Endpoint},
