@@ -182,4 +182,23 @@ mod tests {
         let error = parse("info,remora_proxy=loud").unwrap_err().to_string();
         assert!(error.contains("remora_proxy=loud"), "{error}");
     }
+
+    #[test]
+    fn spans_are_made_where_they_are_taken_whatever_the_log_shows() {
+        for (filter, bridged) in [("trace", false), ("off", true)] {
+            let filter = with_spans(parse(filter).unwrap(), bridged);
+            assert_eq!(filter.would_enable(SPANS, &tracing::Level::INFO), bridged);
+        }
+    }
+
+    #[test]
+    fn the_filter_in_force_is_shown_as_it_was_given() {
+        let (_layer, filter) = reload::Layer::new(with_spans(parse("info").unwrap(), true));
+        let handle = LogHandle { filter, bridged: true };
+        handle.set("warn,remora_proxy=debug").unwrap();
+        assert_eq!(parse(&handle.current()).unwrap(), parse("warn,remora_proxy=debug").unwrap());
+        assert!(!handle.current().contains(SPANS));
+        let spans = |filter: &Targets| filter.would_enable(SPANS, &tracing::Level::INFO);
+        assert!(handle.filter.with_current(spans).unwrap());
+    }
 }
