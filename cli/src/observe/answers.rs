@@ -173,6 +173,8 @@ pub(crate) struct Placed {
     pub(crate) event_ms: Option<i64>,
     #[serde(deserialize_with = "or_default")]
     pub(crate) pushes: Vec<Push>,
+    /// Proxies beside those.
+    pub(crate) pushes_left_out: u64,
 }
 
 /// An update to a proxy.

@@ -22,7 +22,7 @@ use super::{
 pub struct Args {
     /// Address and port of the endpoint, as `remora endpoints` shows it: 10.0.0.7:8080
     address: SocketAddr,
-    /// Print {mesh, proxies, unreachable, left_out, address, states, story}
+    /// Print {mesh, proxies, unreachable, left_out, address, states, story, pushes_left_out}
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -116,6 +116,8 @@ struct Story {
     states: Vec<State>,
     #[serde(rename = "story")]
     steps: Vec<Step>,
+    /// Updates to other proxies, which the control plane does not tell one by one.
+    pushes_left_out: u64,
 }
 
 /// What somebody says that the endpoint is now.
@@ -152,6 +154,7 @@ impl Story {
                 story.state(&service, CONTROL_PLANE, &placed.state);
                 let event = format!("event: it became {}", placed.state);
                 story.step(placed.event_ms, &service, CONTROL_PLANE, &event);
+                story.pushes_left_out += placed.pushes_left_out;
                 for push in &placed.pushes {
                     let proxy = format!("{}/{}", push.namespace, push.pod);
                     story.step(push.sent_ms, &service, CONTROL_PLANE, &format!("sent to {proxy}"));
@@ -264,6 +267,9 @@ impl Story {
             table.row(if bad { Look::Bad } else { Look::Plain }, row);
         }
         lines.extend(table.lines(colours));
+        if self.pushes_left_out > 0 {
+            lines.push(format!("Updates to {} proxies more are not told.", self.pushes_left_out));
+        }
         lines
     }
 }
@@ -305,6 +311,10 @@ mod tests {
         let planes = [(member("a"), plane.clone()), (member("b"), plane)];
         let story = Story::of(&planes, &[(member("frontend-0"), of_frontend())]);
         golden("why-endpoint.txt", &story.lines("10.0.0.2:8080", Colours(false)));
+        let more = Story { pushes_left_out: 7, ..story };
+        let last = more.lines("10.0.0.2:8080", Colours(false)).pop().unwrap();
+        assert_eq!(last, "Updates to 7 proxies more are not told.");
+        let story = Story { pushes_left_out: 0, ..more };
         let json = serde_json::to_value(&story).unwrap();
         assert_eq!(json["story"][0]["what"], "event: it became ready");
         assert_eq!(json["story"][0]["after_event_ms"], 0);

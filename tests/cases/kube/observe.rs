@@ -1,18 +1,29 @@
 //! `remora endpoints`, `top`, `tap`, `why`, `why-endpoint` and `diag` against a cluster: the double's
 //! port-forwards lead to admin servers with recorded answers.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
+use futures_util::{StreamExt, stream};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use remora_core::names::{annotations::INJECTED, ports};
 use remora_tests::{
     address::Block,
     apiserver::{ADMIN, ApiServer},
-    origin::{Body, Origin, Speaks, full},
+    origin::{Body, BodyError, Origin, Speaks, full},
     wait::within,
 };
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 const FRONTEND: &str = include_str!("../../../cli/src/observe/recorded/endpoints-frontend.json");
 const CART: &str = include_str!("../../../cli/src/observe/recorded/endpoints-cart.json");
@@ -72,12 +83,18 @@ impl Shop {
         self.api.route_pod(namespace, name, port, at);
     }
 
+    /// `remora` as this user, and the file that it needs.
+    fn command(&self, user: &str, words: &[&str]) -> (Command, NamedTempFile) {
+        let kubeconfig = NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), self.api.kubeconfig(user)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_remora-under-test"));
+        command.args(words).arg("--kubeconfig").arg(kubeconfig.path()).kill_on_drop(true);
+        (command, kubeconfig)
+    }
+
     /// Runs `remora` as this user.
     async fn remora_as(&self, user: &str, words: &[&str]) -> Output {
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(kubeconfig.path(), self.api.kubeconfig(user)).unwrap();
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_remora-under-test"));
-        command.args(words).arg("--kubeconfig").arg(kubeconfig.path()).kill_on_drop(true);
+        let (mut command, _kubeconfig) = self.command(user, words);
         within("remora to end", command.output()).await.unwrap()
     }
 
@@ -102,7 +119,13 @@ fn stderr(output: &Output) -> String {
 }
 
 fn respond(request: &Request<Incoming>, answer: fn(&str) -> Option<String>) -> Response<Body> {
-    match answer(request.uri().path_and_query().unwrap().as_str()) {
+    let path = request.uri().path_and_query().unwrap().as_str();
+    match answer(path) {
+        // Which goes on.
+        Some(text) if path.starts_with("/tap") => {
+            let text = stream::iter([Ok::<_, BodyError>(Frame::data(text.into()))]);
+            Response::new(StreamBody::new(text.chain(stream::pending())).boxed_unsync())
+        }
         Some(text) => Response::new(full(text)),
         None => {
             let mut absent = Response::new(full("no such page\n"));
@@ -209,6 +232,21 @@ async fn tap_prints_records_as_they_come_until_it_has_as_many_as_were_asked_for(
     let output = shop.remora(&["tap", "--pod", "cart-0"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("it has no /tap; is it of an older version?"));
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_tap_and_that_is_no_failure() {
+    let shop = Shop::open().await;
+    let (mut command, _kubeconfig) = shop.command(ADMIN, &["tap", "--pod", "frontend-0"]);
+    let mut tap = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(tap.stdout.take().unwrap()).lines();
+    for method in ["PUT", "GET"] {
+        let line = within("a record", lines.next_line()).await.unwrap().unwrap();
+        assert!(line.contains(&format!("{method} /orders/42")), "{line}");
+    }
+    let pid = i32::try_from(tap.id().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+    assert!(within("tap to end", tap.wait()).await.unwrap().success());
 }
 
 #[tokio::test]
