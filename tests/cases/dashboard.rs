@@ -271,6 +271,13 @@ fn overview(browser: &mut Browser, page: &str) {
     }
     browser.look(1280, 900, "light");
     labels(browser);
+    // What changes by itself can be held (WCAG 2.2, 2.2.2).
+    let press = "document.getElementById('pause').click()";
+    browser.value(press);
+    browser.until("document.querySelector('#updated').textContent.includes('paused at')");
+    assert_eq!(browser.value("document.getElementById('pause').ariaPressed"), json!("true"));
+    browser.value(press);
+    browser.until("document.querySelector('#updated').textContent.includes('updated')");
 }
 
 /// From the top of the page to a Service and to its endpoints with keys alone.

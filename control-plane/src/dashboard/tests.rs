@@ -53,6 +53,20 @@ async fn every_answer_forbids_what_does_not_come_from_here() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_page_has_one_address_also_behind_a_prefix() {
+    let dashboard = dashboard();
+    for (path, to) in [("/dashboard", "./"), ("/dashboard/", "../")] {
+        let (response, _) = get(&dashboard, path).await;
+        assert_eq!(response.headers()[header::LOCATION], to, "{path}");
+        assert!(response.status().is_redirection());
+    }
+    let (_, page) = get(&dashboard, "/").await;
+    for named in ["href=\"", "src=\""] {
+        assert!(!page.contains(&format!("{named}/")), "an address from the root: {page}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_is_not_there_is_told() {
     let dashboard = dashboard();
     for path in ["/dashboard/services/shop/web.json", "/dashboard/services/shop/web"] {
