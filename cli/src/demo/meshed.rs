@@ -203,8 +203,10 @@ impl Cluster for Meshed {
         }
         if let Some(web) = pods.iter().find(|pod| pod.is_of("web")) {
             let exec = format!("{} exec -n {NAMESPACE} {} --", self.remora.display(), web.name);
-            lines.push(format!("{exec} curl -s http://orders/"));
-            lines.push(format!("{exec} curl -s http://localhost:{}/endpoints", ports::PROXY_ADMIN));
+            lines.push(format!("{exec} curl -si -H 'remora-explain: 1' http://orders/"));
+            let remora = self.remora.display();
+            lines.push(format!("{remora} why ID, with the remora-decision-id of that answer"));
+            lines.push(format!("{remora} top"));
             lines.push(format!("{exec} curl -s http://localhost:{}/metrics", ports::PROXY_ADMIN));
         }
         lines.push(format!("edit {} and save it", self.manifests.join("orders.yaml").display()));

@@ -323,7 +323,8 @@ impl Shared {
             });
             let slices = desired.slices.iter().map(resolved::value);
             let pods = pods.iter().filter_map(|pod| resolved::pod(pod));
-            namespaces.chain(services).chain(slices).chain(pods).collect()
+            let routes = desired.routes.iter().cloned();
+            namespaces.chain(services).chain(slices).chain(routes).chain(pods).collect()
         };
         if let Err(error) = published.resolved.update(objects.into_iter()) {
             let dir = published.resolved.dir().display().to_string();

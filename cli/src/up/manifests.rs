@@ -10,9 +10,13 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use remora_control_plane::{index::service_warnings, source::manifest};
+use remora_control_plane::{
+    index::service_warnings,
+    source::manifest::{self, Object},
+};
+use serde_json::Value;
 
-use super::{ignored::ignored, services::unmatched_ports};
+use super::{ignored::ignored, resolved::value, services::unmatched_ports};
 
 /// Everything a directory asks for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,6 +29,8 @@ pub struct Manifests {
     pub pods: Vec<Pod>,
     /// Endpoints written by hand, for the control plane.
     pub slices: Vec<EndpointSlice>,
+    /// Gateway API's routes and grants as they are written, for the control plane.
+    pub routes: Vec<Value>,
     /// What was left out or looks like a slip.
     pub warnings: Vec<String>,
 }
@@ -64,7 +70,23 @@ pub fn load(dir: &Path) -> Result<Manifests, Vec<String>> {
     warnings.extend(unmatched_ports(&services, &pods));
     warnings.extend(ignored(&pods).map(str::to_owned));
     let slices = objects.endpoint_slices().map(|slice| EndpointSlice::clone(slice)).collect();
-    Ok(Manifests { namespaces, services, pods, slices, warnings })
+    let routes = objects.all().values().filter_map(route).collect();
+    Ok(Manifests { namespaces, services, pods, slices, routes, warnings })
+}
+
+/// A route or a grant as it is written; `None` for anything else.
+fn route(object: &Object) -> Option<Value> {
+    Some(match object {
+        Object::HttpRoute(route) => value(&**route),
+        Object::GrpcRoute(route) => value(&**route),
+        Object::TlsRoute(route) | Object::TcpRoute(route) => value(&**route),
+        Object::ReferenceGrant(grant) => value(&**grant),
+        Object::Namespace(_)
+        | Object::Service(_)
+        | Object::Pod(_)
+        | Object::Deployment(_)
+        | Object::EndpointSlice(_) => return None,
+    })
 }
 
 #[cfg(test)]
@@ -104,6 +126,30 @@ mod tests {
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].starts_with("Service default/web: annotation retry.remora.io/hhtp: "));
         assert!(warnings[1].contains("timeout.remora.io/request: \"soon\""), "{warnings:?}");
+    }
+
+    #[test]
+    fn routes_and_grants_are_handed_on_as_they_are_written() {
+        let route = |kind: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n\
+                 metadata: {{name: split, namespace: shop}}\n\
+                 spec:\n  parentRefs: [{{group: '', kind: Service, name: web}}]\n\
+                 {}  rules: [{{backendRefs: [{{name: web-v2, port: 80}}]}}]\n---\n",
+                if kind == "TLSRoute" { "  hostnames: [web.test]\n" } else { "" }
+            )
+        };
+        let kinds = ["GRPCRoute", "HTTPRoute", "TCPRoute", "TLSRoute"];
+        let dir = dir(&kinds.map(route).concat());
+        let routes = load(dir.path()).unwrap().routes;
+        let mut told: Vec<_> = routes.iter().map(|route| route["kind"].as_str().unwrap()).collect();
+        told.sort_unstable();
+        assert_eq!(told, kinds);
+        for route in routes {
+            assert_eq!(route["apiVersion"], "gateway.networking.k8s.io/v1");
+            assert_eq!(route["spec"]["parentRefs"][0]["kind"], "Service");
+            assert_eq!(route["spec"]["rules"][0]["backendRefs"][0]["name"], "web-v2");
+        }
     }
 
     #[test]

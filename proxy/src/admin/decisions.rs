@@ -1,6 +1,6 @@
 //! What happened to single requests: `/decisions` and `/tap`.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr};
 
 use axum::{
     Json,
@@ -12,13 +12,10 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use serde_json::json;
-use tokio::{
-    sync::broadcast::{Receiver, error::RecvError},
-    time::Instant,
-};
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 use super::View;
-use crate::sight::{MAX_FAILURES, MAX_OTHERS, filter::Filter, record::Decision};
+use crate::sight::{Heard, MAX_FAILURES, MAX_OTHERS, filter::Filter};
 
 /// The filter of a query string, or what is wrong with it.
 fn filter(query: Result<Query<Filter>, QueryRejection>) -> Result<Filter, (StatusCode, String)> {
@@ -81,9 +78,9 @@ pub(super) async fn tap(
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
-async fn next(heard: &mut Receiver<Arc<Decision>>, filter: &Filter) -> Option<Bytes> {
+async fn next(heard: &mut Heard, filter: &Filter) -> Option<Bytes> {
     loop {
-        let line = match heard.recv().await {
+        let line = match heard.next().await {
             Ok(decision) if filter.passes(&decision) => serde_json::to_vec(&*decision).ok()?,
             Ok(_) => continue,
             Err(RecvError::Lagged(missed)) => json!({ "missed": missed }).to_string().into_bytes(),

@@ -21,7 +21,7 @@ pub mod traces;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,7 +29,10 @@ use std::{
 use http::HeaderName;
 use parking_lot::Mutex;
 use remora_core::names::headers::DECISION_ID;
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::Instant,
+};
 
 use self::{
     access_log::AccessLog,
@@ -65,6 +68,8 @@ pub struct Sight {
     /// Requests that did not fail.
     finished: AtomicU64,
     taps: broadcast::Sender<Arc<Decision>>,
+    /// How many listen. The channel would lock to say so, and every request asks.
+    listening: AtomicUsize,
     log: Option<AccessLog>,
     tracer: Option<Tracer>,
 }
@@ -102,6 +107,7 @@ impl Sight {
             others: Mutex::new(Ring::new(MAX_OTHERS)),
             finished: AtomicU64::new(0),
             taps: broadcast::Sender::new(MAX_WAITING),
+            listening: AtomicUsize::new(0),
             log: None,
             tracer: None,
         }
@@ -137,7 +143,7 @@ impl Sight {
     pub fn wants(&self, story: &Story, failed: bool) -> Wanted {
         let kept = failed || self.chooses() || story.explained.is_some();
         Wanted {
-            record: kept || self.taps.receiver_count() > 0,
+            record: kept || self.listening.load(Ordering::Relaxed) > 0,
             line: self.log.as_ref().is_some_and(|log| log.wants(failed, kept)),
             spans: self.tracer.is_some() && story.trace.is_some_and(|context| context.sampled),
         }
@@ -213,8 +219,32 @@ impl Sight {
 
     /// Records as they are made from now on.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Arc<Decision>> {
-        self.taps.subscribe()
+    pub fn listen(self: &Arc<Self>) -> Heard {
+        self.listening.fetch_add(1, Ordering::Relaxed);
+        Heard { records: self.taps.subscribe(), sight: Arc::clone(self) }
+    }
+}
+
+/// One that listens, until it is dropped.
+#[derive(Debug)]
+pub struct Heard {
+    records: broadcast::Receiver<Arc<Decision>>,
+    sight: Arc<Sight>,
+}
+
+impl Heard {
+    /// The next record, once there is one.
+    ///
+    /// # Errors
+    /// How many were missed by one that does not keep up.
+    pub async fn next(&mut self) -> Result<Arc<Decision>, RecvError> {
+        self.records.recv().await
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.sight.listening.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

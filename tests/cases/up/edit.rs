@@ -68,6 +68,28 @@ fn a_replica_leaves_under_load_without_a_lost_request() {
 }
 
 #[test]
+fn a_route_holds_for_as_long_as_it_is_in_the_directory() {
+    if !installed(&[("python3", "python3"), ("curl", "curl")]) {
+        return;
+    }
+    let plain = manifests(true, 1) + &teller("shop", "others", 1);
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+                 metadata: {name: elsewhere, namespace: shop}\nspec:\n\
+                 \x20 parentRefs: [{group: '', kind: Service, name: files, port: 80}]\n\
+                 \x20 rules: [{backendRefs: [{name: others, port: 80}]}]\n---\n";
+    let Some(up) = Up::start("routed", As::Me, &(plain.clone() + route)) else { return };
+    up.wait_ready(0, &["shop/files-0", "shop/others-0", "shop/client"]);
+    let reaches = |pod: &str| {
+        eventually(&format!("files leads to {pod}"), || {
+            (up.get("shop/client", URL).ok()? == pod).then_some(())
+        });
+    };
+    reaches("others-0");
+    up.edit(&plain);
+    reaches("files-0");
+}
+
+#[test]
 fn disabling_injection_takes_the_sidecars_away() {
     let Some(up) = mesh("disable", 1) else { return };
     assert!(up.proxy("shop/files-0").is_some());

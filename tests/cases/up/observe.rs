@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     process::{Command, Output, Stdio},
 };
@@ -157,4 +158,30 @@ fn top_on_a_terminal_is_redrawn_obeys_keys_and_leaves_the_terminal_as_it_was() {
     drawn("\x1b[?1049l");
     let state = |file: &str| fs::read_to_string(up.dir.path().join(file)).unwrap();
     assert_eq!(state("before"), state("after"));
+}
+
+#[test]
+fn a_request_that_is_tapped_is_told_by_its_id_from_both_sides() {
+    both(|who| {
+        let Some(up) = mesh("tap", who) else { return };
+        let mut tap = remora(who).unwrap();
+        tap.args(["tap", "files.shop", "--max", "1", "--json", "--name", &up.name]);
+        let mut tap = tap.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(tap.stderr.take().unwrap()).lines();
+        assert!(said.next().unwrap().unwrap().contains("listening to 3 proxies"));
+        let explained = ["curl", "-s", "-o", "/dev/null", "-H", "remora-explain: 1"];
+        up.stdout("shop/client", &[&explained[..], &["http://files/hostname"]].concat());
+        let record = tap.wait_with_output().unwrap();
+        let record: Value = serde_json::from_slice(&record.stdout).unwrap();
+        assert_eq!((&record["proxy"], &record["status"]), (&"shop/client".into(), &200.into()));
+        let id = record["id"].as_str().unwrap();
+        let story = stdout(&up, who, &["why", id]);
+        let story = story.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(story.starts_with("The proxy of shop/client took GET /hostname"), "{story}");
+        assert!(story.contains("Attempt 1, ") && story.contains("over mTLS"), "{story}");
+        assert!(
+            story.contains("took GET /hostname from spiffe://cluster.local/ns/shop/sa/default"),
+            "{story}"
+        );
+    });
 }
