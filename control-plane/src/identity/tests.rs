@@ -200,3 +200,18 @@ fn unusable_ca_files_are_one_line_with_file_and_mend() {
     let line = store::open(Some(&dir), "cluster.local", HOUR, later).unwrap_err().to_string();
     assert!(line.contains("tls.crt: expired"), "{line}");
 }
+
+#[test]
+fn a_leaf_for_a_host_is_for_that_name_alone_and_no_identity() {
+    let authority = store::open(None, "cluster.local", HOUR, now()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = authority.sign_host(&key, "control-plane.system.svc", now()).unwrap();
+    assert_eq!((leaf.not_before, leaf.not_after), (now() - ca::CLOCK_SKEW, now() + HOUR));
+    assert_eq!(spiffe_id(&leaf.chain[0]), None);
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaf.chain[0]).unwrap();
+    let names = &parsed.subject_alternative_name().unwrap().unwrap().value.general_names;
+    let name = x509_parser::extensions::GeneralName::DNSName("control-plane.system.svc");
+    assert_eq!(names[..], [name]);
+    let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.server_auth && !usage.client_auth);
+}

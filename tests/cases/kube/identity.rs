@@ -185,7 +185,7 @@ async fn another_replica_leads_when_the_leader_ends() {
 }
 
 /// A self-signed issuer: certificate and key, PEM.
-fn new_issuer() -> (String, String) {
+pub(super) fn new_issuer() -> (String, String) {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let mut parameters = rcgen::CertificateParams::default();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
@@ -197,7 +197,7 @@ fn new_issuer() -> (String, String) {
     (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
-fn coded(text: &str) -> Value {
+pub(super) fn coded(text: &str) -> Value {
     serde_json::to_value(ByteString(text.as_bytes().to_vec())).unwrap()
 }
 

@@ -1,10 +1,19 @@
 //! Routes and Services on a cluster: what whoever applies them hears at once.
 
 use http::{HeaderValue, Method};
-use remora_tests::{origin, wait::within};
+use k8s_openapi::ByteString;
+use remora_core::names::{ISSUER_SECRET, SYSTEM_NAMESPACE};
+use remora_tests::{
+    origin,
+    wait::{eventually, within},
+};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, Program};
+use super::{
+    cluster::{Cluster, Program},
+    identity::{coded, new_issuer},
+};
 
 const NAMESPACE: &str = "shop";
 const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes";
@@ -13,6 +22,10 @@ const CONFIGURATION: &str = "validatingwebhookconfigurations";
 
 /// A cluster with two Services and a control plane that the API server can ask.
 async fn at_work() -> (Cluster, Program) {
+    at_work_with(&[]).await
+}
+
+async fn at_work_with(flags: &[&str]) -> (Cluster, Program) {
     let cluster = Cluster::install().await;
     cluster.api.serve_gateway_api();
     cluster.api.namespace(NAMESPACE, &[]);
@@ -22,7 +35,7 @@ async fn at_work() -> (Cluster, Program) {
             "metadata": {"namespace": NAMESPACE, "name": name},
             "spec": {"clusterIP": "10.96.7.7", "ports": [{"port": 80}]}}));
     }
-    let plane = cluster.control_plane(&[]).await;
+    let plane = cluster.control_plane(flags).await;
     plane.ready().await;
     let trusted = |configuration: &Value| {
         let webhooks = configuration["webhooks"].as_array()?;
@@ -163,4 +176,33 @@ async fn a_namespace_may_opt_out_and_a_dead_control_plane_holds_nobody_up() {
     assert_eq!(send(&cluster, Method::POST, ROUTES, &bad("b")).await.0, 422);
     plane.end().await;
     assert_eq!(send(&cluster, Method::POST, ROUTES, &bad("b")).await.0, 201);
+}
+
+/// An answer that the API server could not trust would let the route pass, since nobody may be held up.
+#[tokio::test]
+async fn no_wrong_route_slips_through_while_the_root_is_replaced() {
+    let (cluster, plane) = at_work_with(&["--rotation-overlap=1s"]).await;
+    let bad = route("r", json!([impossible()]));
+    let trial = format!("{ROUTES}?dryRun=All");
+    let refused = async || assert_eq!(send(&cluster, Method::POST, &trial, &bad).await.0, 422);
+    refused().await;
+    let (certificate, key) = new_issuer();
+    let data = json!({"tls.crt": coded(&certificate), "tls.key": coded(&key), "ca.crt": coded(&certificate)});
+    cluster.api.merge("secrets", SYSTEM_NAMESPACE, ISSUER_SECRET, json!({"data": data}));
+    let (mut both, retiring) = (false, "issuer_rotation{phase=\"retiring\"} 1");
+    eventually("the new issuer to sign", async || {
+        refused().await;
+        let configuration = cluster.api.object(CONFIGURATION, "", "remora-lint")?;
+        let bundle = configuration["webhooks"][0]["clientConfig"]["caBundle"].clone();
+        let bundle: ByteString = serde_json::from_value(bundle).ok()?;
+        both |= CertificateDer::pem_slice_iter(&bundle.0).count() == 2;
+        let (_, metrics) = plane.try_get("/metrics").await?;
+        metrics.contains(retiring).then_some(())
+    })
+    .await;
+    assert!(both, "the old root and the new one were never in the caBundle together");
+    for _ in 0..50 {
+        refused().await;
+    }
+    plane.end().await;
 }

@@ -25,6 +25,11 @@ fn parents_must_be_services_with_an_address_and_that_port() {
         &on("name: cart, port: 81"),
         &on("name: cart, port: 80"),
     );
+    case(
+        "parent-kind spec.parentRefs[0].group",
+        &good.replace("group: \"\"", "group: gateway.networking.k8s.io"),
+        &good,
+    );
     let outside = service("outside", "", "{type: ExternalName, externalName: a.example}");
     let on_outside = on("name: outside");
     case(
