@@ -73,7 +73,7 @@ fn count(range: std::ops::RangeInclusive<i64>) -> clap::builder::RangedI64ValueP
 }
 
 /// Longest time for any one thing.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Time for what is under way to come to rest before memory is read.
 const REST: Duration = Duration::from_secs(2);
 /// A proxy that stands still is given up after at most this: keep-alive every 20 s, 10 s for the
