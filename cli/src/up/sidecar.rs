@@ -257,20 +257,51 @@ fn write_secret(path: &Path, text: &[u8]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    fn proxy(dir: &Path, settings: ProxySettings) -> Proxy {
+        let key = ("shop".to_owned(), "orders-0".to_owned());
+        Proxy {
+            snapshot: SnapshotDir::make(dir, &key, true).unwrap(),
+            key,
+            settings,
+            workload: "orders".to_owned(),
+            place: Place { anchor: 1, address: Ipv4Addr::LOCALHOST },
+            token: Token { file: dir.join("t"), registered: dir.join("r") },
+            bundle: dir.join("bundle"),
+            one_user: true,
+        }
+    }
+
+    #[test]
+    fn what_annotations_say_of_requests_reaches_the_proxy() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = ProxySettings {
+            access_log: "sampled".parse().unwrap(),
+            access_log_format: Some("json".parse().unwrap()),
+            trace_collector: Some("10.0.0.9:4317".parse().unwrap()),
+            trace_sample_rate: "0.25".parse().unwrap(),
+            ..ProxySettings::default()
+        };
+        let command = proxy(dir.path(), settings).command();
+        let told = |name: &str| {
+            let mut all = command.as_std().get_envs();
+            all.find_map(|(key, value)| (key == name).then_some(value?.to_str()?.to_owned()))
+        };
+        for (name, value) in [
+            (names::env::ACCESS_LOG, "sampled"),
+            (names::env::ACCESS_LOG_FORMAT, "json"),
+            (names::env::TRACE_COLLECTOR, "10.0.0.9:4317"),
+            (names::env::TRACE_SAMPLE_RATE, "0.25"),
+            (names::env::SERVICE_NAME, "orders"),
+        ] {
+            assert_eq!(told(name).as_deref(), Some(value), "{name}");
+        }
+    }
+
     #[test]
     fn a_proxy_keeps_its_answers_as_long_as_its_pod_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let key = ("shop".to_owned(), "orders-0".to_owned());
-        let proxy = Proxy {
-            key: key.clone(),
-            settings: ProxySettings::default(),
-            workload: "orders".to_owned(),
-            place: Place { anchor: 1, address: Ipv4Addr::LOCALHOST },
-            token: Token { file: dir.path().join("t"), registered: dir.path().join("r") },
-            bundle: dir.path().join("bundle"),
-            snapshot: SnapshotDir::make(dir.path(), &key, true).unwrap(),
-            one_user: true,
-        };
+        let proxy = proxy(dir.path(), ProxySettings::default());
         let command = proxy.command();
         let words: Vec<_> = command.as_std().get_args().collect();
         let at = words.iter().position(|word| *word == "--snapshot").unwrap();
