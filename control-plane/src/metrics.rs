@@ -400,6 +400,7 @@ mod tests {
     fn the_documented_table_and_a_scrape_have_the_same_names_and_types() {
         let metrics = Metrics::default();
         metrics.certified(CertifyResult::Issued);
+        metrics.admitted(AdmissionResult::Untouched);
         metrics.review_failed(ReviewFailure::Server);
         metrics.issuer.get_or_create(&IssuerLabels { sha256: "00".to_owned() }).set(1);
         metrics.phase.get_or_create(&PhaseLabels { phase: Phase::Steady }).set(1);
