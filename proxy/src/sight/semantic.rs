@@ -5,35 +5,14 @@ use std::borrow::Cow;
 use http::{Method, StatusCode};
 
 use super::record::Finished;
-use crate::metrics::Direction;
+use crate::metrics::{Direction, grpc};
 
 /// `http.request.method` of what is none of the well-known ones.
 pub(super) const OTHER: &str = "_OTHER";
 
-/// gRPC's codes by their numbers.
-const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 /// `rpc.response.status_code`.
 pub(super) fn grpc_code(code: u32) -> &'static str {
-    usize::try_from(code).ok().and_then(|code| GRPC_CODES.get(code)).copied().unwrap_or("UNKNOWN")
+    usize::try_from(code).ok().and_then(|code| grpc::NAMES.get(code)).copied().unwrap_or("UNKNOWN")
 }
 
 /// `network.protocol.version` of what records call the protocol.

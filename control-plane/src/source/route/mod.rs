@@ -9,8 +9,10 @@ use remora_core::names::ROUTE_CONTROLLER;
 
 use super::{Kind, Meta};
 
+mod grant;
 mod written;
 
+pub use grant::*;
 pub use written::*;
 
 /// The API group of all of them.

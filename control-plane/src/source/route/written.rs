@@ -1,9 +1,10 @@
-//! Routes and grants with the fields that the standard gives them, as far as anything here reads
-//! them.
+//! Routes with the fields that the standard gives them, as far as anything here reads them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::GrantSpec;
 
 /// A route as it is written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -478,37 +479,4 @@ pub struct ParentStatus {
     /// What.
     #[serde(default)]
     pub conditions: Vec<Condition>,
-}
-
-/// The specification of a ReferenceGrant.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct GrantSpec {
-    /// Who may refer,
-    pub from: Vec<GrantFrom>,
-    /// and to what.
-    pub to: Vec<GrantTo>,
-}
-
-/// Who may refer to something.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GrantFrom {
-    /// API group.
-    pub group: String,
-    /// Kind.
-    pub kind: String,
-    /// Namespace.
-    pub namespace: String,
-}
-
-/// What may be referred to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GrantTo {
-    /// API group.
-    pub group: String,
-    /// Kind.
-    pub kind: String,
-    /// Name; `None`: all of that kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
 }
