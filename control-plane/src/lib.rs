@@ -14,6 +14,7 @@ pub mod app;
 pub mod discovery;
 pub mod identity;
 pub mod index;
+mod interned;
 pub mod leader;
 pub mod lint;
 pub mod metrics;

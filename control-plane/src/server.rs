@@ -30,6 +30,9 @@ const MAX_HANDSHAKES: usize = 64;
 const MAX_CONNECTIONS: usize = 10_000;
 /// Streams of one connection at a time; a proxy needs two.
 const MAX_STREAMS: u32 = 64;
+/// Bytes of a stream that HTTP/2 holds for a peer that reads slowly; what changes meanwhile is merged
+/// before it gets here.
+const SEND_BUFFER: usize = 64 << 10;
 /// A peer that is silent for this long is asked, and given up when it does not answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,7 +131,7 @@ async fn serve(
             let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await;
             drop(handshake);
             match shaken {
-                Ok(Ok(stream)) => connection(stream, routes, age, draining).await,
+                Ok(Ok(stream)) => connection(Box::new(stream), routes, age, draining).await,
                 Ok(Err(error)) => tracing::debug!(?peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(?peer, "TLS handshake timed out"),
             }
@@ -141,9 +144,10 @@ async fn serve(
     connections.wait().await;
 }
 
-/// One connection from its handshake to its end.
+/// One connection from its handshake to its end. In boxes what is large: moved as a value, it would
+/// be several times in the state of a task that lives for long.
 async fn connection(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<TcpStream>>,
     routes: Routes,
     age: Duration,
     drain: drain::Watch,
@@ -161,8 +165,9 @@ async fn connection(
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
+    let mut serving = Box::pin(serving);
     let ended = tokio::select! {
         ended = &mut serving => Some(ended),
         () = tokio::time::sleep(age) => None,

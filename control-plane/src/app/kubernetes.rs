@@ -54,14 +54,16 @@ pub(super) async fn serve(
     let source = {
         let (state, mut sidecars) = (Arc::clone(&plane.state), Sidecars::default());
         let apply = move |events: Vec<Event>| {
-            sidecars.apply(&events);
+            let changed = sidecars.apply(&events);
             apply(&state, events);
-            let new = Arc::new(sidecars.namespaces());
-            namespaces.send_if_modified(|old| {
-                let changed = *old != new;
-                *old = new;
-                changed
-            });
+            if changed {
+                let new = Arc::new(sidecars.namespaces());
+                namespaces.send_if_modified(|old| {
+                    let changed = *old != new;
+                    *old = new;
+                    changed
+                });
+            }
         };
         let status = plane.source.clone().unwrap_or_default();
         source::watch(client.clone(), status, apply, drain.clone())

@@ -18,10 +18,11 @@ pub(super) struct Sidecars {
 }
 
 impl Sidecars {
-    /// Follows a batch of events.
-    pub(super) fn apply(&mut self, events: &[Event]) {
+    /// Follows a batch of events; whether the namespaces may be others now.
+    pub(super) fn apply(&mut self, events: &[Event]) -> bool {
+        let mut changed = false;
         for event in events {
-            match event {
+            changed |= match event {
                 Event::Apply(object) => self.put(object),
                 Event::Delete(key) => self.remove(key),
                 Event::Replace(kind, objects) => {
@@ -30,14 +31,15 @@ impl Sidecars {
                         Kind::Pod => self.pods.clear(),
                         _ => continue,
                     }
-                    objects.iter().for_each(|object| self.put(object));
+                    self.put_all(objects)
                 }
                 Event::Reset(objects) => {
                     *self = Self::default();
-                    objects.iter().for_each(|object| self.put(object));
+                    self.put_all(objects)
                 }
-            }
+            };
         }
+        changed
     }
 
     /// The namespaces, as they are now.
@@ -45,14 +47,21 @@ impl Sidecars {
         self.opted_in.iter().chain(self.pods.keys()).cloned().collect()
     }
 
-    fn put(&mut self, object: &Object) {
+    fn put_all(&mut self, objects: &[Object]) -> bool {
+        for object in objects {
+            self.put(object);
+        }
+        true
+    }
+
+    fn put(&mut self, object: &Object) -> bool {
         match object {
             Object::Namespace(namespace) => {
                 let name = &namespace.meta.name.name;
                 if is_enabled(&namespace.meta.annotations) {
-                    self.opted_in.insert(Arc::clone(name));
+                    self.opted_in.insert(Arc::clone(name))
                 } else {
-                    self.opted_in.remove(name);
+                    self.opted_in.remove(name)
                 }
             }
             Object::Pod(pod) => {
@@ -60,31 +69,31 @@ impl Sidecars {
                 if pod.sidecar || is_enabled(&pod.meta.annotations) {
                     let pods = self.pods.entry(Arc::clone(&name.namespace)).or_default();
                     pods.insert(Arc::clone(&name.name));
+                    pods.len() == 1
                 } else {
-                    self.remove_pod(&name.namespace, &name.name);
+                    self.remove_pod(&name.namespace, &name.name)
                 }
             }
-            _ => {}
+            _ => false,
         }
     }
 
-    fn remove(&mut self, key: &Key) {
+    fn remove(&mut self, key: &Key) -> bool {
         match key.kind {
-            Kind::Namespace => {
-                self.opted_in.remove(key.name.as_str());
-            }
+            Kind::Namespace => self.opted_in.remove(key.name.as_str()),
             Kind::Pod => self.remove_pod(&key.namespace, &key.name),
-            _ => {}
+            _ => false,
         }
     }
 
-    fn remove_pod(&mut self, namespace: &str, name: &str) {
-        if let Some(pods) = self.pods.get_mut(namespace) {
-            pods.remove(name);
-            if pods.is_empty() {
-                self.pods.remove(namespace);
-            }
+    fn remove_pod(&mut self, namespace: &str, name: &str) -> bool {
+        let Some(pods) = self.pods.get_mut(namespace) else { return false };
+        pods.remove(name);
+        if pods.is_empty() {
+            self.pods.remove(namespace);
+            return true;
         }
+        false
     }
 }
 

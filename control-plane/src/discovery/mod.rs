@@ -7,10 +7,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,7 +24,6 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -47,6 +48,9 @@ use wire::Place;
 
 /// Messages that wait in a stream beyond what HTTP/2 holds. Small, so that what waits is new.
 const OUTGOING: usize = 4;
+/// A message on its way out. In a box, since a channel keeps room for 32 or 64 messages, however few
+/// of them there may be: that would be 35 KiB for every proxy.
+type Outgoing = Box<Result<WatchResponse, Status>>;
 /// Longest wait until a stream that ends takes the reason.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
@@ -205,7 +209,7 @@ pub struct Discovery {
 
 #[tonic::async_trait]
 impl discovery_server::Discovery for Discovery {
-    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+    type WatchStream = Answers;
 
     async fn watch(
         &self,
@@ -227,7 +231,19 @@ impl discovery_server::Discovery for Discovery {
         );
         // The task ends with its stream: a gone client ends both of its halves.
         tokio::spawn(self.drain.track(run));
-        Ok(Response::new(ReceiverStream::new(answers)))
+        Ok(Response::new(Answers(answers)))
+    }
+}
+
+/// What a proxy is told, as gRPC takes it.
+#[derive(Debug)]
+pub struct Answers(mpsc::Receiver<Outgoing>);
+
+impl futures_util::Stream for Answers {
+    type Item = Result<WatchResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().0.poll_recv(context).map(|message| message.map(|message| *message))
     }
 }
 
@@ -237,7 +253,7 @@ async fn serve(
     leaving: CancellationToken,
     identity: SpiffeId,
     mut requests: Streaming<WatchRequest>,
-    outgoing: mpsc::Sender<Result<WatchResponse, Status>>,
+    outgoing: mpsc::Sender<Outgoing>,
 ) {
     let hello = tokio::select! {
         () = leaving.cancelled() => Err(server::leave()),
@@ -264,7 +280,7 @@ async fn serve(
     };
     if let Err(status) = result {
         // Nobody listens any more where this fails.
-        let _ = tokio::time::timeout(LAST_WORD, outgoing.send(Err(status))).await;
+        let _ = tokio::time::timeout(LAST_WORD, outgoing.send(Box::new(Err(status)))).await;
     }
 }
 
@@ -284,3 +300,6 @@ async fn hello(
     }
     Ok(hello)
 }
+
+#[cfg(test)]
+mod tests;

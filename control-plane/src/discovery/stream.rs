@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{Proxy, State, wire, wire::Place};
+use super::{Outgoing, Proxy, State, wire, wire::Place};
 use crate::{
     index::{
         SubscriberId,
@@ -180,7 +180,7 @@ impl Stream {
     pub(super) async fn run(
         &mut self,
         requests: &mut Streaming<WatchRequest>,
-        outgoing: &mpsc::Sender<Result<WatchResponse, Status>>,
+        outgoing: &mpsc::Sender<Outgoing>,
         mut bundle: watch::Receiver<Arc<TrustBundle>>,
         leaving: &CancellationToken,
     ) -> Result<(), Status> {
@@ -199,12 +199,12 @@ impl Stream {
                     let Ok(permit) = permit else { return Ok(()) };
                     if std::mem::take(&mut bundle_due) {
                         let message = wire::trust_bundle(&bundle.borrow_and_update());
-                        permit.send(Ok(message));
+                        permit.send(Box::new(Ok(message)));
                     } else if let Some(due) = ready.take()
                         && let Some(message) = self.message(due)
                     {
                         self.state.metrics.updates.inc();
-                        permit.send(Ok(message));
+                        permit.send(Box::new(Ok(message)));
                     }
                 }
                 request = requests.message() => match request? {
@@ -275,18 +275,18 @@ impl Stream {
     fn message(&mut self, (id, since): (u64, Instant)) -> Option<WatchResponse> {
         let sent = self.open.get_mut(&id)?;
         let subscriber = SubscriberId { stream: self.number, id };
-        let (now, place) = {
-            let index = self.state.index.read();
-            let (node, zone) = (self.caller.node.as_str(), index.zone_of(&self.caller));
-            (index.answer(subscriber)?, Place { node: node.into(), zone })
-        };
+        let now = self.state.index.read().answer(subscriber)?;
         let version = sent.version + 1;
         let message = match (&sent.answer, &now) {
             (Some(old), now) if old == now => return None,
-            (Some(Answer::Service(old)), Answer::Service(new)) if old.head == new.head => {
+            (Some(Answer::Service(old)), Answer::Service(new)) if old.has_head_of(new) => {
                 wire::delta(id, version, old, new)
             }
-            _ => wire::update(id, version, &now, &place),
+            _ => {
+                let zone = self.state.index.read().zone_of(&self.caller);
+                let place = Place { node: self.caller.node.as_str().into(), zone };
+                wire::update(id, version, &now, &place)
+            }
         };
         *sent = Sent { version, answer: Some(now) };
         self.shared.sent(id, version, since);

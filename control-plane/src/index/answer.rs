@@ -59,13 +59,28 @@ pub enum Answer {
 }
 
 /// A Service's port at one moment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// All but the endpoints; changes seldom.
     pub head: Arc<Head>,
     /// All that can take traffic, by address. Unchanged ones are the same `Arc` from snapshot to
     /// snapshot.
     pub endpoints: Arc<[Arc<Endpoint>]>,
+}
+
+impl Snapshot {
+    /// Whether all but the endpoints is the same; mostly told by the pointer, since a policy and
+    /// routes can be long.
+    #[must_use]
+    pub fn has_head_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.head, &other.head) || self.head == other.head
+    }
+}
+
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.has_head_of(other) && self.endpoints == other.endpoints
+    }
 }
 
 /// What is said of a Service's port beside its endpoints.

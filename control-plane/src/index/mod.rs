@@ -4,21 +4,25 @@
 //! A batch of events is applied as one change: answers are computed after its last event, so what
 //! is briefly missing within a batch (a slice replaced by another) is never seen missing. What a
 //! batch costs is proportional to the Services and addresses it touches and to the subscriptions
-//! that asked for those.
+//! that asked for those, and only those subscriptions hear of it whose answer it may have changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
 use k8s_openapi::api::core::v1 as core;
-use remora_core::settings::InvalidAnnotation;
+use remora_core::{settings::InvalidAnnotation, spiffe::SpiffeId};
 
-use crate::source::{self, EndpointSlice, Event, Key, Kind, Object};
+use crate::{
+    interned::Interned,
+    source::{self, EndpointSlice, Event, Key, Kind, Object},
+};
 
 pub mod answer;
 mod dials;
+mod flush;
 mod model;
 pub mod policy;
 pub mod protocol;
@@ -29,6 +33,8 @@ mod subscriptions;
 
 pub use crate::source::Name;
 use answer::{Answer, Caller, Snapshot, Target};
+pub use flush::Applied;
+use flush::Touched;
 use model::{Dials, Namespace, Pod, Service};
 use resolve::PortSnapshots;
 use reverse::Reverse;
@@ -41,6 +47,8 @@ use subscriptions::Subscriptions;
 pub struct Index {
     trust_domain: String,
     cluster_domain: String,
+    /// The pods of a ServiceAccount have one identity.
+    identities: Interned<SpiffeId>,
     namespaces: BTreeMap<Arc<str>, Namespace>,
     services: BTreeMap<Name, Service>,
     pods: BTreeMap<Name, Pod>,
@@ -90,37 +98,6 @@ fn warnings(object: &Object, bad: Vec<InvalidAnnotation>) -> Vec<Warning> {
     bad.into_iter().map(|annotation| Warning { object: object.key(), annotation }).collect()
 }
 
-/// What a batch of events did.
-#[derive(Debug, Default)]
-pub struct Applied {
-    /// Subscriptions whose answer may have changed.
-    pub touched: HashSet<SubscriberId>,
-    /// What could not be used.
-    pub warnings: Vec<Warning>,
-    /// Objects applied or deleted.
-    pub objects: usize,
-    /// Whether [`Index::take_routes_due`] has something.
-    pub routes_due: bool,
-}
-
-/// What a batch has touched so far.
-#[derive(Debug, Default)]
-struct Touched {
-    services: HashSet<Name>,
-    pods: HashSet<Name>,
-    addresses: HashSet<IpAddr>,
-    /// Services of which what is attached to them may have changed.
-    routed: BTreeSet<Name>,
-    /// Services of which only what callers of a namespace are told has changed.
-    consumers: HashSet<(Name, Arc<str>)>,
-    /// Pods for whose connections something else holds now.
-    callers: HashSet<Name>,
-    /// The same of whole namespaces.
-    callers_in: HashSet<Arc<str>>,
-    warnings: Vec<Warning>,
-    objects: usize,
-}
-
 impl Index {
     /// An empty index for a trust domain and a DNS suffix (`cluster.local`).
     #[must_use]
@@ -128,6 +105,7 @@ impl Index {
         Self {
             trust_domain: trust_domain.to_owned(),
             cluster_domain: cluster_domain.trim_matches('.').to_ascii_lowercase(),
+            identities: Interned::default(),
             namespaces: BTreeMap::new(),
             services: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -150,12 +128,14 @@ impl Index {
         for event in events {
             match event {
                 Event::Apply(object) => self.put(&object, &mut touched),
-                Event::Delete(key) => self.remove(&key, &mut touched),
+                Event::Delete(Key { kind, namespace, name }) => {
+                    self.remove(kind, Name::new(&namespace, &name), &mut touched);
+                }
                 Event::Replace(kind, objects) => {
-                    self.replace_all(self.keys(|of| of == kind), &objects, &mut touched);
+                    self.replace_all(self.known(|of| of == kind), &objects, &mut touched);
                 }
                 Event::Reset(objects) => {
-                    self.replace_all(self.keys(|_| true), &objects, &mut touched);
+                    self.replace_all(self.known(|_| true), &objects, &mut touched);
                 }
             }
         }
@@ -187,24 +167,19 @@ impl Index {
     }
 
     /// What is known of the kinds that `wanted` names.
-    fn keys(&self, wanted: impl Fn(Kind) -> bool) -> Vec<Key> {
+    fn known(&self, wanted: impl Fn(Kind) -> bool) -> Vec<(Kind, Name)> {
         let of = |kind| if wanted(kind) { usize::MAX } else { 0 };
-        let key = |kind| {
-            move |namespace: &str, name: &str| Key {
-                kind,
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            }
+        let named = |kind| move |name: &Name| (kind, name.clone());
+        let bare = |kind| {
+            move |name: &Arc<str>| (kind, Name { namespace: "".into(), name: Arc::clone(name) })
         };
-        let named = |kind| move |name: &Name| key(kind)(&name.namespace, &name.name);
-        let bare = |kind| move |name: &Arc<str>| key(kind)("", name);
         let namespaces = self.namespaces.keys().take(of(Kind::Namespace));
         let nodes = self.nodes.keys().take(of(Kind::Node));
         let services = self.services.keys().take(of(Kind::Service));
         let pods = self.pods.keys().take(of(Kind::Pod));
         let slices = self.slices.keys().take(of(Kind::EndpointSlice));
         let routes = self.routes.keys().filter(|id| wanted(id.kind));
-        let routes = routes.map(|id| key(id.kind)(&id.name.namespace, &id.name.name));
+        let routes = routes.map(|id| (id.kind, id.name.clone()));
         let grants = self.routes.grants().take(of(Kind::ReferenceGrant));
         let cluster = namespaces.map(bare(Kind::Namespace)).chain(nodes.map(bare(Kind::Node)));
         cluster
@@ -216,10 +191,12 @@ impl Index {
             .collect()
     }
 
-    fn replace_all(&mut self, known: Vec<Key>, objects: &[Object], touched: &mut Touched) {
-        let kept: HashSet<Key> = objects.iter().map(Object::key).collect();
-        for key in known.into_iter().filter(|key| !kept.contains(key)) {
-            self.remove(&key, touched);
+    fn replace_all(&mut self, known: Vec<(Kind, Name)>, objects: &[Object], touched: &mut Touched) {
+        let kept: HashSet<(Kind, &Name)> = objects.iter().map(|o| (o.kind(), o.name())).collect();
+        for (kind, name) in known {
+            if !kept.contains(&(kind, &name)) {
+                self.remove(kind, name, touched);
+            }
         }
         objects.iter().for_each(|object| self.put(object, touched));
     }
@@ -249,16 +226,15 @@ impl Index {
         touched.warnings.extend(warnings(object, bad));
     }
 
-    fn remove(&mut self, key: &Key, touched: &mut Touched) {
-        let name = Name::new(&key.namespace, &key.name);
+    fn remove(&mut self, kind: Kind, name: Name, touched: &mut Touched) {
         touched.objects += 1;
-        match key.kind {
+        match kind {
             Kind::Namespace => {
-                let old = self.namespaces.remove(key.name.as_str());
+                let old = self.namespaces.remove(&*name.name);
+                self.touch_namespace(&name.name, touched);
                 if old.is_some_and(|old| old.dials != Dials::default()) {
                     touched.callers_in.insert(name.name);
                 }
-                self.touch_namespace(&key.name, touched);
             }
             Kind::Service => self.replace_service(name, None, touched),
             Kind::Pod => self.replace_pod(name, None, touched),
@@ -266,7 +242,7 @@ impl Index {
             Kind::Node => self.replace_node(&name.name, None, touched),
             Kind::Deployment => {}
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
-                self.remove_route(key.kind, name, touched);
+                self.remove_route(kind, name, touched);
             }
             Kind::ReferenceGrant => self.replace_grant(&name, None, touched),
         }
@@ -327,6 +303,7 @@ impl Index {
             touched.routed.extend(self.routes.referring(&name));
             touched.routed.insert(name.clone());
             touched.services.insert(name.clone());
+            touched.redefined.insert(name.clone());
         }
         if let Some(new) = new {
             self.services.insert(name, new);
@@ -342,7 +319,8 @@ impl Index {
         let name = object.meta.name.clone();
         let old = self.pods.get(&name);
         if old.is_none_or(|old| old.object != *object) {
-            let new = Pod::parse(object, &self.trust_domain, old, bad);
+            let mut new = Pod::parse(object, &self.trust_domain, old, bad);
+            new.identity.iter_mut().for_each(|identity| self.identities.share(identity));
             self.replace_pod(name, Some(new), touched);
         }
     }
@@ -425,80 +403,6 @@ impl Index {
         if let Some(new) = new {
             self.slices.insert(name, new);
         }
-    }
-
-    /// Computes what the batch changed and finds who asked for it.
-    fn flush(&mut self, mut touched: Touched) -> Applied {
-        self.attach_routes(&mut touched);
-        let consumed = touched.consumers.iter().map(|(name, _)| name);
-        let changed: HashSet<&Name> = touched.services.iter().chain(consumed).collect();
-        // Addresses of endpoints: an ingress controller that dialled one may mean the Service.
-        let mut behind: HashSet<IpAddr> = HashSet::new();
-        let ips = |ports: &BTreeMap<u16, PortSnapshots>| -> Vec<IpAddr> {
-            let all = ports.values().flat_map(|port| &*port.producer.endpoints);
-            all.map(|endpoint| endpoint.address.ip()).collect()
-        };
-        for name in changed {
-            let old = self.snapshots.remove(name).unwrap_or_default();
-            behind.extend(ips(&old));
-            if let Some(service) = self.services.get(name) {
-                let new = self.compute(name, service, &old);
-                behind.extend(ips(&new));
-                self.snapshots.insert(name.clone(), new);
-            }
-        }
-        for service in touched.services.iter().filter_map(|name| self.services.get(name)) {
-            touched.addresses.extend(&service.object.cluster_ips);
-        }
-        for name in &touched.pods {
-            touched.addresses.extend(self.pods.get(name).iter().flat_map(|pod| &pod.object.ips));
-        }
-        let mut subscribers = HashSet::new();
-        for (name, namespace) in touched.consumers {
-            subscribers.extend(self.subscribers_of(&name, &namespace));
-        }
-        for name in touched.services {
-            subscribers.extend(self.subscriptions.of_service(&name));
-        }
-        for name in touched.pods {
-            subscribers.extend(self.subscriptions.of_pod(&name));
-        }
-        for ip in touched.addresses {
-            subscribers.extend(self.subscriptions.of_address(ip));
-        }
-        for ip in behind {
-            let of_ingress = |id: &SubscriberId| {
-                self.subscriptions.target(*id).is_some_and(|(_, caller)| self.is_ingress(caller))
-            };
-            subscribers.extend(self.subscriptions.of_address(ip).filter(of_ingress));
-        }
-        if !touched.callers.is_empty() || !touched.callers_in.is_empty() {
-            subscribers.extend(self.subscriptions.of_callers(|caller| {
-                touched.callers_in.contains(caller.namespace.as_str())
-                    || touched.callers.contains(&Name::new(&caller.namespace, &caller.pod))
-            }));
-        }
-        Applied {
-            touched: subscribers,
-            warnings: touched.warnings,
-            objects: touched.objects,
-            routes_due: self.routes.is_due(),
-        }
-    }
-
-    /// Who of a namespace asked for a Service, by name or address.
-    fn subscribers_of<'a>(
-        &'a self,
-        service: &'a Name,
-        namespace: &'a str,
-    ) -> impl Iterator<Item = SubscriberId> + 'a {
-        let known = self.services.get(service);
-        let addresses = known.into_iter().flat_map(|service| &service.object.cluster_ips);
-        let by_address = addresses.flat_map(|ip| self.subscriptions.of_address(*ip));
-        self.subscriptions.of_service(service).chain(by_address).filter(move |id| {
-            let caller = self.subscriptions.target(*id).map(|(_, caller)| caller);
-            caller.is_some_and(|caller| caller.namespace == *namespace)
-        })
     }
 }
 

@@ -38,6 +38,17 @@ impl PortSnapshots {
     fn of(&self, namespace: &str) -> &Arc<Snapshot> {
         self.consumers.get(namespace).unwrap_or(&self.producer)
     }
+
+    /// Whether the other is the same; what is equal is shared from one computation to the next.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.producer, &other.producer)
+            && self.consumers.len() == other.consumers.len()
+            && self
+                .consumers
+                .iter()
+                .zip(&other.consumers)
+                .all(|((a, old), (b, new))| a == b && Arc::ptr_eq(old, new))
+    }
 }
 
 impl Index {

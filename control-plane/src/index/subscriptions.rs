@@ -1,7 +1,7 @@
 //! Who asked for what.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -9,6 +9,7 @@ use std::{
 use super::{
     Name,
     answer::{Caller, Target},
+    in_namespace,
 };
 
 /// A subscription: the stream's number and the id that the proxy chose on it.
@@ -34,6 +35,7 @@ pub(super) enum Interest {
 pub(super) struct Subscriptions {
     by_id: HashMap<SubscriberId, Subscription>,
     by_interest: HashMap<Interest, HashSet<SubscriberId>>,
+    by_caller: BTreeMap<Name, HashSet<SubscriberId>>,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,7 @@ impl Subscriptions {
     ) {
         self.remove(id);
         self.by_interest.entry(interest.clone()).or_default().insert(id);
+        self.by_caller.entry(pod_of(&caller)).or_default().insert(id);
         self.by_id.insert(id, Subscription { target, caller, interest });
     }
 
@@ -62,6 +65,13 @@ impl Subscriptions {
             ids.remove(&id);
             if ids.is_empty() {
                 self.by_interest.remove(&subscription.interest);
+            }
+        }
+        let pod = pod_of(&subscription.caller);
+        if let Some(ids) = self.by_caller.get_mut(&pod) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_caller.remove(&pod);
             }
         }
     }
@@ -82,15 +92,24 @@ impl Subscriptions {
         self.of(&Interest::Address(ip))
     }
 
-    /// All of these callers. Looks at every subscription: for what changes seldom.
-    pub(super) fn of_callers(
-        &self,
-        wanted: impl Fn(&Caller) -> bool,
-    ) -> impl Iterator<Item = SubscriberId> {
-        self.by_id.iter().filter(move |(_, s)| wanted(&s.caller)).map(|(id, _)| *id)
+    /// All of a pod.
+    pub(super) fn of_caller(&self, pod: &Name) -> impl Iterator<Item = SubscriberId> + '_ {
+        self.by_caller.get(pod).into_iter().flatten().copied()
+    }
+
+    /// All of a namespace's pods.
+    pub(super) fn of_callers_in<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = SubscriberId> + 'a {
+        in_namespace(&self.by_caller, namespace).flat_map(|(_, ids)| ids).copied()
     }
 
     fn of(&self, interest: &Interest) -> impl Iterator<Item = SubscriberId> + use<'_> {
         self.by_interest.get(interest).into_iter().flatten().copied()
     }
+}
+
+fn pod_of(caller: &Caller) -> Name {
+    Name::new(&caller.namespace, &caller.pod)
 }

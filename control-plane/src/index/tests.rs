@@ -430,6 +430,22 @@ fn only_those_who_asked_for_what_changed_are_touched() {
 }
 
 #[test]
+fn what_changes_no_answer_touches_nobody() {
+    let mut index = index(shop());
+    let target = Target::Address("10.96.0.5:80".parse().unwrap());
+    index.subscribe(SubscriberId { stream: 1, id: 1 }, target, Arc::new(caller()));
+    let stays = ("orders-0", "10.244.0.7", true, true, false);
+    let gone = ("orders-1", "10.244.0.8", false, true, true);
+    let mut touches = |event: Event| !index.apply([event]).touched.is_empty();
+    assert!(touches(slice("s", &[stays, gone])), "it leaves the Service");
+    let probed = json!({"config.remora.io/default-inbound-policy": "deny"});
+    assert!(!touches(pod("orders-1", "10.244.0.8", probed)), "another pod now, not an endpoint");
+    assert!(!touches(slice("s", &[stays])), "out of the slice too");
+    assert!(!touches(delete(Kind::Pod, "orders-1")));
+    assert!(touches(slice("s", &[])));
+}
+
+#[test]
 fn internal_traffic_policy_local_keeps_to_the_callers_node() {
     let spec = json!({"clusterIP": "10.96.0.5", "internalTrafficPolicy": "Local",
         "ports": [{"name": "http", "port": 80}]});

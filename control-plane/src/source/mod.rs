@@ -3,6 +3,8 @@
 
 use std::{fmt, sync::Arc};
 
+use crate::interned::Interned;
+
 pub mod kube;
 pub mod manifest;
 mod object;
@@ -94,6 +96,21 @@ impl Object {
     pub fn key(&self) -> Key {
         let Name { namespace, name } = self.name();
         Key { kind: self.kind(), namespace: namespace.to_string(), name: name.to_string() }
+    }
+
+    /// Shares the strings that it has in common with others. Only before anybody else has the object.
+    fn intern(&mut self, strings: &mut Interned<str>) {
+        match self {
+            Self::Pod(pod) => Arc::get_mut(pod).into_iter().for_each(|pod| pod.intern(strings)),
+            Self::Service(service) => {
+                Arc::get_mut(service).into_iter().for_each(|one| one.meta.name.intern(strings));
+            }
+            Self::EndpointSlice(slice) => {
+                Arc::get_mut(slice).into_iter().for_each(|slice| slice.intern(strings));
+            }
+            // There are few of the others.
+            _ => {}
+        }
     }
 
     /// What identifies it among those of its kind.

@@ -9,6 +9,8 @@ use k8s_openapi::{
 };
 use remora_core::names::annotations;
 
+use crate::interned::Interned;
+
 /// Label that ties a slice to its Service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// Annotation of a Service by which endpoints are preferred by zone; older than `trafficDistribution`.
@@ -153,6 +155,12 @@ impl Name {
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// Shares what others have too.
+    pub(super) fn intern(&mut self, strings: &mut Interned<str>) {
+        strings.share(&mut self.namespace);
+        strings.share(&mut self.name);
+    }
 }
 
 impl Meta {
@@ -296,6 +304,19 @@ impl From<&discovery::EndpointSlice> for EndpointSlice {
             ports: ports.collect(),
             endpoints: endpoints.collect(),
             meta,
+        }
+    }
+}
+
+impl EndpointSlice {
+    /// Shares what others have too; its pods' names are the pods' own.
+    pub(super) fn intern(&mut self, strings: &mut Interned<str>) {
+        strings.share(&mut self.meta.name.namespace);
+        strings.share(&mut self.service);
+        for endpoint in &mut self.endpoints {
+            endpoint.pod.iter_mut().for_each(|pod| pod.intern(strings));
+            strings.share(&mut endpoint.node);
+            strings.share(&mut endpoint.zone);
         }
     }
 }

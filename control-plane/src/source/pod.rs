@@ -12,6 +12,8 @@ use k8s_openapi::{
 };
 use remora_core::names::{PROXY_CONTAINER, annotations, ports};
 
+use crate::interned::Interned;
+
 use super::object::{Meta, ZONE_LABEL, is_tcp, read_of_pods};
 
 /// Where a gRPC probe asks, in HTTP's words (gRPC Health Checking Protocol).
@@ -23,7 +25,7 @@ pub struct Pod {
     /// Its name and annotations.
     pub meta: Meta,
     /// Its addresses, sorted.
-    pub ips: Vec<IpAddr>,
+    pub ips: Box<[IpAddr]>,
     /// The ServiceAccount it runs as.
     pub service_account: Arc<str>,
     /// Whether a proxy of ours answers for it.
@@ -75,6 +77,14 @@ impl Pod {
         pod
     }
 
+    /// Shares what others have too.
+    pub(super) fn intern(&mut self, strings: &mut Interned<str>) {
+        self.meta.name.intern(strings);
+        for text in [&mut self.service_account, &mut self.owner, &mut self.node, &mut self.zone] {
+            strings.share(text);
+        }
+    }
+
     /// A pod of a manifest, of which whoever runs it says by annotation whether it has a sidecar.
     #[must_use]
     pub fn described(object: &core::Pod) -> Self {
@@ -91,7 +101,7 @@ impl Pod {
         let zone = meta.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
         Self {
             meta: Meta::of(meta, read_of_pods),
-            ips,
+            ips: ips.into(),
             service_account: account.unwrap_or("default").into(),
             sidecar: meta
                 .annotations

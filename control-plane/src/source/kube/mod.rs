@@ -9,11 +9,12 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
 use kube::Client;
+use parking_lot::Mutex;
 use remora_core::drain;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Event, Key, Kind, Object,
+    Event, Kind, Name, Object,
     route::{GrpcRoute, HttpRoute, WrittenGrant},
 };
 
@@ -48,7 +49,8 @@ pub async fn watch(
     drain: drain::Watch,
 ) {
     let mut rng = fastrand::Rng::new();
-    let mut shared = || (client.clone(), Arc::clone(&status), rng.fork());
+    let strings = Arc::new(Mutex::default());
+    let mut shared = || (client.clone(), Arc::clone(&status), Arc::clone(&strings), rng.fork());
     let streams = [
         reflect::<NamespaceMeta>(shared()).boxed(),
         reflect::<NodeMeta>(shared()).boxed(),
@@ -99,21 +101,22 @@ async fn together(told: &mut (impl Stream<Item = Told> + Unpin)) -> Vec<Told> {
 /// meanwhile; what they say is folded in, so that a kind that may not be listed for hours costs no
 /// more memory than the objects there are.
 #[derive(Default)]
-struct First(BTreeMap<Kind, BTreeMap<Key, Object>>);
+struct First(BTreeMap<Kind, BTreeMap<Name, Object>>);
 
 impl First {
     fn take(&mut self, told: Told) {
         match told {
             Told::Listed(kind, objects) => {
-                let by_key = objects.into_iter().map(|object| (object.key(), object));
-                self.0.insert(kind, by_key.collect());
+                let by_name = objects.into_iter().map(|object| (object.name().clone(), object));
+                self.0.insert(kind, by_name.collect());
             }
             Told::Changed(Event::Apply(object)) => {
-                self.0.entry(object.kind()).or_default().insert(object.key(), object);
+                let of_kind = self.0.entry(object.kind()).or_default();
+                of_kind.insert(object.name().clone(), object);
             }
             Told::Changed(Event::Delete(key)) => {
                 if let btree_map::Entry::Occupied(mut known) = self.0.entry(key.kind) {
-                    known.get_mut().remove(&key);
+                    known.get_mut().remove(&Name::new(&key.namespace, &key.name));
                 }
             }
             // Reflectors say no more than the above.
@@ -126,7 +129,7 @@ impl First {
     }
 
     fn into_events(self) -> Vec<Event> {
-        let all = |(kind, objects): (Kind, BTreeMap<Key, Object>)| {
+        let all = |(kind, objects): (Kind, BTreeMap<Name, Object>)| {
             Event::Replace(kind, objects.into_values().collect())
         };
         self.0.into_iter().map(all).collect()

@@ -18,6 +18,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use kube::{Client, core::WatchEvent};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -25,7 +26,10 @@ use super::{
     request::{self, Failure, Lines, Page},
     status::{Status, plural},
 };
-use crate::source::{Event, Kind, Name, Object};
+use crate::{
+    interned::Interned,
+    source::{Event, Kind, Name, Object},
+};
 
 /// How long the API is asked to keep a watch, at least and at most: below the 5 minutes after which
 /// load balancers like to cut, and spread so that watches do not end together.
@@ -48,6 +52,9 @@ const LOOK: Duration = Duration::from_secs(20);
 /// Looks in a row that must miss a kind that was there.
 const MISSED: u32 = 3;
 
+/// What the objects of all kinds have in common: names, nodes, zones, owners.
+pub(super) type Strings = Mutex<Interned<str>>;
+
 /// What a reflector tells.
 #[derive(Debug)]
 pub(super) enum Told {
@@ -59,12 +66,13 @@ pub(super) enum Told {
 
 /// Tells what there is of a kind, then what changes. Never ends.
 pub(super) fn reflect<K: Watched>(
-    (client, status, rng): (Client, Arc<Status>, fastrand::Rng),
+    (client, status, strings, rng): (Client, Arc<Status>, Arc<Strings>, fastrand::Rng),
 ) -> impl Stream<Item = Told> + Send {
     let known = HashMap::new();
     let reflector = Reflector {
         client,
         status,
+        strings,
         rng,
         known,
         path: K::PATHS[0],
@@ -83,6 +91,7 @@ pub(super) fn reflect<K: Watched>(
 struct Reflector {
     client: Client,
     status: Arc<Status>,
+    strings: Arc<Strings>,
     rng: fastrand::Rng,
     /// What was told last. The index has the same objects: a new list thus costs the memory of
     /// what changed, and what changed in fields that nobody reads (most of it) is not told.
@@ -192,8 +201,12 @@ impl Reflector {
     }
 
     /// The object as it is known, where it is the same.
-    fn shared(&self, new: Object) -> Object {
-        self.known.get(new.name()).filter(|known| **known == new).cloned().unwrap_or(new)
+    fn shared(&self, mut new: Object) -> Object {
+        if let Some(known) = self.known.get(new.name()).filter(|known| **known == new) {
+            return known.clone();
+        }
+        new.intern(&mut self.strings.lock());
+        new
     }
 
     async fn open<K: Watched>(&mut self) -> Result<Option<Told>, Failure> {
@@ -215,10 +228,11 @@ impl Reflector {
             Err(_) => Step::Silent,
         };
         match step {
-            Step::Applied(object) => {
+            Step::Applied(mut object) => {
                 *heard = true;
                 self.status.heard(K::KIND, Instant::now());
                 if self.known.get(object.name()) != Some(&object) {
+                    object.intern(&mut self.strings.lock());
                     self.known.insert(object.name().clone(), object.clone());
                     self.status.has(K::KIND, self.known.len());
                     return Ok(Some(Told::Changed(Event::Apply(object))));
