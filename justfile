@@ -26,6 +26,11 @@ bench *ARGS:
     cargo build --release -p remora-proxy -p remora-control-plane
     tests/bench/run {{ARGS}}
 
+# The control plane with 1000 Services, 10,000 endpoints and 200 proxies; about three minutes.
+scale *ARGS:
+    cargo build --release -p remora-control-plane
+    tests/bench/scale {{ARGS}}
+
 # The image.
 image TAG="ghcr.io/remora-io/remora:dev":
     docker build -t {{TAG}} .

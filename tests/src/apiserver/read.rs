@@ -34,7 +34,7 @@ pub(super) fn many(store: &Store, target: &Target, query: &Query) -> Result<Valu
                 None => status::list_too_old(),
             })?
         }
-        None => store.objects(kind, namespace).map(|(id, o)| (id.clone(), o.clone())).collect(),
+        None => store.objects(kind, namespace).collect(),
     };
     let version = wanted.version.unwrap_or_else(|| store.version());
     Ok(page(kind, namespace, &all, &selector, &wanted, version))
@@ -43,7 +43,7 @@ pub(super) fn many(store: &Store, target: &Target, query: &Query) -> Result<Valu
 fn page(
     kind: &Kind,
     namespace: Option<&str>,
-    all: &BTreeMap<Id, Value>,
+    all: &BTreeMap<&Id, &Value>,
     selector: &Selector,
     wanted: &Wanted,
     version: u64,
@@ -61,7 +61,7 @@ fn page(
     while wanted.limit.is_none_or(|limit| items.len() < limit)
         && let Some((id, object)) = rest.next()
     {
-        let mut item = object.clone();
+        let mut item = Value::clone(object);
         if let Some(fields) = item.as_object_mut() {
             fields.remove("kind");
             fields.remove("apiVersion");

@@ -97,22 +97,21 @@ impl Store {
     }
 
     /// Objects of a kind as they were at a version; nothing where that is forgotten.
-    pub(super) fn objects_at(
-        &self,
+    pub(super) fn objects_at<'a>(
+        &'a self,
         kind: &'static Kind,
-        namespace: Option<&str>,
+        namespace: Option<&'a str>,
         version: u64,
-    ) -> Option<BTreeMap<Id, Value>> {
+    ) -> Option<BTreeMap<&'a Id, &'a Value>> {
         if version < self.oldest {
             return None;
         }
-        let now = self.objects(kind, namespace);
-        let mut then: BTreeMap<Id, Value> = now.map(|(id, o)| (id.clone(), o.clone())).collect();
+        let mut then: BTreeMap<&Id, &Value> = self.objects(kind, namespace).collect();
         let undone = self.history.iter().rev().take_while(|change| change.version > version);
         let own = |id: &Id| id.kind == kind && namespace.is_none_or(|ns| ns == id.namespace);
         for change in undone.filter(|change| own(&change.id)) {
             match &change.previous {
-                Some(previous) => then.insert(change.id.clone(), previous.clone()),
+                Some(previous) => then.insert(&change.id, previous),
                 None => then.remove(&change.id),
             };
         }

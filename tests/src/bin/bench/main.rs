@@ -1,4 +1,5 @@
-//! What Remora costs: instructions per request of each proxy, and sidecar pairs side by side.
+//! What Remora costs: instructions per request of each proxy, sidecar pairs side by side, and the
+//! control plane at scale.
 //! docs/performance.md says how to read the figures.
 
 mod backend;
@@ -7,13 +8,14 @@ mod instructions;
 mod load;
 mod mesh;
 mod process;
+mod scale;
 
 use std::{future::Future, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Measurements of Remora's proxies.
+/// Measurements of Remora's programs.
 #[derive(Debug, Parser)]
 #[command(name = "bench", arg_required_else_help = true)]
 struct Cli {
@@ -27,6 +29,8 @@ enum Program {
     Instructions(instructions::Args),
     /// Our pair, a pair of Envoys and no proxy at all, in one run, interleaved, on pinned CPUs
     Compare(compare::Args),
+    /// The control plane at the size of a large cluster: memory, CPU and delay of a rollout
+    Scale(scale::Args),
     /// Load: closed loop or at a constant rate; prints one line of JSON
     Load(load::Args),
     /// A back end for HTTP/1.1, HTTP/2, echoed bytes and bulk bytes
@@ -64,6 +68,7 @@ fn run(program: Program) -> anyhow::Result<()> {
             compare::pods::leave_host_network()?;
             block_on(compare::run(args))
         }
+        Program::Scale(args) => block_on(scale::run(args)),
         Program::Load(args) => block_on(load::run(args)),
         Program::Backend(args) => block_on(backend::run(args)),
         Program::Enter(args) => process::enter(&args),

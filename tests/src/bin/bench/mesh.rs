@@ -123,19 +123,22 @@ impl Mesh {
     }
 }
 
-/// The directory with the release programs: `REMORA_BIN`, or the checkout's.
+/// The directory with both release programs: `REMORA_BIN`, or the checkout's.
 pub(crate) fn programs(flag: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    program(flag.clone(), "remora-proxy")?;
+    program(flag, "remora-control-plane")
+}
+
+/// The same of one of them.
+pub(crate) fn program(flag: Option<PathBuf>, program: &str) -> anyhow::Result<PathBuf> {
     let checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release");
     let dir = flag.unwrap_or_else(checkout);
-    for program in ["remora-proxy", "remora-control-plane"] {
-        fs::metadata(dir.join(program)).with_context(|| {
-            format!(
-                "no {program} in {}: cargo build --release -p remora-proxy -p remora-control-plane, \
-                 or say with REMORA_BIN where it is",
-                dir.display()
-            )
-        })?;
-    }
+    fs::metadata(dir.join(program)).with_context(|| {
+        format!(
+            "no {program} in {}: cargo build --release -p {program}, or say with REMORA_BIN where it is",
+            dir.display()
+        )
+    })?;
     Ok(dir)
 }
 

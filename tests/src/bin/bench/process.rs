@@ -19,6 +19,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -113,6 +114,17 @@ impl Place {
     }
 }
 
+/// Memory of a process, in MiB.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Memory {
+    /// Resident, file pages of the binary included.
+    pub(crate) resident: f64,
+    /// Resident and of no file: heap and stacks.
+    pub(crate) own: f64,
+    /// The largest that `resident` has been.
+    pub(crate) peak: f64,
+}
+
 /// The lines that a process prints.
 #[derive(Debug)]
 pub(crate) struct Talk(Lines<BufReader<ChildStdout>>);
@@ -156,10 +168,19 @@ impl Process {
 
     /// Peak of resident memory, in MiB.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<f64> {
+        Ok(self.memory()?.peak)
+    }
+
+    /// Memory, as the kernel counts it.
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = kib.and_then(|value| value.split_whitespace().next()?.parse::<f64>().ok());
-        Ok(kib.context("no VmHWM in /proc/PID/status")? / 1024.0)
+        let mib = |field: &str| {
+            let kib = status.lines().find_map(|line| line.strip_prefix(field));
+            let kib = kib.and_then(|value| value.split_whitespace().next()?.parse::<f64>().ok());
+            let kib = kib.with_context(|| format!("no {field} in /proc/PID/status"))?;
+            anyhow::Ok(kib / 1024.0)
+        };
+        Ok(Memory { resident: mib("VmRSS:")?, own: mib("RssAnon:")?, peak: mib("VmHWM:")? })
     }
 
     /// Ends it and waits until it is gone.
