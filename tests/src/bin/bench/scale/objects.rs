@@ -192,3 +192,26 @@ fn managed(manager: &str, fields: &[&str]) -> Value {
     json!({"manager": manager, "operation": "Update", "apiVersion": "v1",
         "time": "2026-11-29T02:30:00Z", "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": fields}})
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_is_as_large_as_those_of_clusters() {
+        let one = Pod {
+            name: format!("checkout-0001-{TEMPLATE_HASH}-x7k2p"),
+            ip: Ipv4Addr::new(10, 128, 0, 1),
+            node: "ip-10-0-1-17.eu-central-1.compute.internal".to_owned(),
+            zone: "eu-central-1a".to_owned(),
+            state: State::Ready,
+        };
+        let (name, namespace) = ("checkout-0001".to_owned(), "team-00".to_owned());
+        let service =
+            Service { name, namespace, cluster_ip: Ipv4Addr::new(10, 96, 0, 1), pods: Vec::new() };
+        let length = pod(&service, &one).to_string().len();
+        assert!((7_000..10_000).contains(&length), "{length}");
+    }
+}
