@@ -123,6 +123,9 @@ fn flags(args: &Args) -> Vec<String> {
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])
     .collect();
+    if let Some(most) = args.max_connections {
+        flags.extend(["--max-connections".to_owned(), most.to_string()]);
+    }
     for service in &args.outbound_service {
         flags.push("--outbound-service".to_owned());
         flags.push(format!("{}={}", service.listen, service.authority));

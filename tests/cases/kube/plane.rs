@@ -138,6 +138,8 @@ impl Served {
             shop.sidecar(&two, &[])
         );
         let apps = (Origin::saying(one.app(), "one").await, Origin::saying(two.app(), "two").await);
+        // Until then there is no such Service, and who calls it is told so.
+        shop.until_known("orders", &[&one, &two]).await;
         let load = Load::start(client.entry("orders"));
         load.passes(50).await;
         let servers = [(first, apps.0), (second, apps.1)];

@@ -40,6 +40,8 @@ impl Pair {
     async fn start(descriptors: Option<u32>) -> Self {
         let mut mesh = Mesh::new();
         mesh.service("orders", &[]);
+        // So that descriptors run out first: who finds no place is told so, which is another test.
+        mesh.max_connections = descriptors.map(|_| 1000);
         let (web, pod) = (mesh.pod("web", "web"), mesh.pod("orders-1", "orders"));
         mesh.start_plane().await;
         let client = mesh.process(PROGRAM, &web, &["orders"], descriptors);
@@ -206,7 +208,8 @@ async fn without_descriptors_a_proxy_waits_without_a_fuss_and_serves_whoever_is_
     drop(held);
     for client in &mut waiting {
         client.send("\r\n").await;
-        assert_eq!(client.head().await.status(), 200);
+        let head = client.head().await;
+        assert_eq!(head.status(), 200, "{head:?}");
     }
     eventually("all descriptors back", async || {
         (pair.client.descriptors() < MOST as usize / 2).then_some(())
