@@ -1,7 +1,7 @@
 //! What holds for the connections that a pod opens: may they leave the mesh, and does the address of a
 //! pod mean the pod or its Service.
 
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr};
 
 use remora_core::{
     names::annotations,
@@ -11,7 +11,7 @@ use remora_core::{
 use super::{
     Index, Name,
     answer::{Answer, Caller, Target},
-    model::{Dials, Pod},
+    model::Dials,
 };
 use crate::source::ServiceKind;
 
@@ -48,13 +48,13 @@ impl Index {
 
     /// The one Service port that balances over an address of a pod; `None` where there is none, and
     /// where there are several: which of their policies is meant nobody can tell.
-    pub(super) fn service_behind(
-        &self,
-        address: SocketAddr,
-        name: &Name,
-        pod: &Pod,
-    ) -> Option<(Name, u16)> {
-        let services = self.services_naming(name, &pod.object.ips);
+    ///
+    /// A slice may name another pod at the address than the one that has it now: while an address is
+    /// handed on, there are two.
+    pub(super) fn service_behind(&self, address: SocketAddr) -> Option<(Name, u16)> {
+        let ip = [address.ip()];
+        let pods = self.pods_at.of(&ip[0]);
+        let services: HashSet<Name> = pods.flat_map(|pod| self.services_naming(pod, &ip)).collect();
         let balanced = services.into_iter().filter(|name| {
             self.services.get(name).is_some_and(|s| s.object.kind == ServiceKind::Balanced)
         });

@@ -54,13 +54,15 @@ impl Index {
         let consumed = touched.consumers.iter().map(|(name, _)| name);
         let due: HashSet<&Name> = touched.services.iter().chain(consumed).collect();
         let mut changed: HashSet<Name> = HashSet::new();
-        // Addresses of endpoints: an ingress controller that dialled one may mean the Service.
+        // Addresses of endpoints: an ingress controller that dialled one may mean the Service. Of those
+        // too whose endpoints are as before: another slice may name one of them by now, and whose
+        // address it is hangs on that.
         let mut behind: HashSet<IpAddr> = HashSet::new();
         for name in due {
             let (old, new) = self.recompute(name, now);
             let new = new.unwrap_or(const { &BTreeMap::new() });
+            behind.extend(endpoints(&old).chain(endpoints(new)));
             if touched.redefined.contains(name) || !same(&old, new) {
-                behind.extend(endpoints(&old).chain(endpoints(new)));
                 changed.insert(name.clone());
             }
         }

@@ -150,6 +150,31 @@ fn a_controller_in_front_that_dials_a_pod_means_the_one_service_of_that_endpoint
 }
 
 #[test]
+fn an_address_that_is_handed_on_means_the_service_whichever_pod_its_slice_names() {
+    let mut index = index([
+        balanced("orders", "10.96.0.1"),
+        pod("gate", "10.0.0.9", json!({INGRESS: "enabled"})),
+        pod("a-has-it-now", "10.0.0.1", json!({})),
+        pod("b-had-it", "10.0.0.1", json!({})),
+        slice("s", "orders", &[("b-had-it", "10.0.0.1")]),
+    ]);
+    assert_eq!(of_service(&at(&index, "10.0.0.1:8080")), Some(("orders", 1)));
+
+    // Of a pod without an address yet nobody knows that it is meant; by another slice that names the
+    // one which has the address everybody does, though the Service's endpoints are as before.
+    let id = SubscriberId { stream: 1, id: 1 };
+    index.subscribe(id, target("10.0.0.1:8080"), Arc::new(caller()));
+    let nowhere = json!({"metadata": {"name": "b-had-it", "namespace": "shop"},
+        "spec": {"containers": []}});
+    let nowhere: core::Pod = serde_json::from_value(nowhere).unwrap();
+    index.apply([Event::Apply(Object::Pod(Arc::new(source::Pod::described(&nowhere))))]);
+    assert!(matches!(at(&index, "10.0.0.1:8080"), Answer::Pod(_)));
+    let applied = index.apply([slice("t", "orders", &[("a-has-it-now", "10.0.0.1")])]);
+    assert!(applied.touched.contains(&id));
+    assert_eq!(of_service(&at(&index, "10.0.0.1:8080")), Some(("orders", 1)));
+}
+
+#[test]
 fn a_service_of_both_families_is_found_by_either_address_and_one_of_ipv6_by_its_own() {
     let spec = json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00:96::1"],
         "ports": [{"name": "http", "port": 80}]});

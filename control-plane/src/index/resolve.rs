@@ -102,7 +102,7 @@ impl Index {
         }
         let Some((name, pod)) = self.pod_at(address.ip()) else { return Answer::NotOurs };
         if self.is_ingress(caller)
-            && let Some((service, port)) = self.service_behind(address, name, pod)
+            && let Some((service, port)) = self.service_behind(address)
         {
             return self.of_service(&service, port, caller);
         }
