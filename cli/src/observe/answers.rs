@@ -231,6 +231,9 @@ pub(crate) struct Decision {
     pub(crate) error: Option<String>,
     /// `None`: the proxy does not say.
     pub(crate) failed: Option<bool>,
+    /// Its client went away before it had a whole response.
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) client_left: bool,
     pub(crate) client: Option<String>,
     pub(crate) peer: Option<String>,
     pub(crate) policy: Option<String>,

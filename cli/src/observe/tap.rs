@@ -298,7 +298,7 @@ fn with_proxy(member: &Member, line: &[u8]) -> String {
 fn look(record: &Decision) -> Look {
     let blames = record.reason.is_some() || record.status.is_some_and(|status| status >= 500);
     let failed = record.failed.unwrap_or(blames);
-    match (failed, record.attempts.len() > 1) {
+    match (failed, record.attempts.len() > 1 || record.client_left) {
         (true, _) => Look::Bad,
         (false, true) => Look::Doubtful,
         (false, false) => Look::Plain,
@@ -336,6 +336,9 @@ fn one_line(member: &Member, record: &Decision) -> String {
     }
     if record.attempts.len() > 1 {
         line += &format!(" attempts={}", record.attempts.len());
+    }
+    if record.client_left {
+        line += " client-left";
     }
     printable(&line)
 }
@@ -401,8 +404,12 @@ mod tests {
 
     #[test]
     fn each_record_is_one_line() {
-        let files =
-            ["decision-retried.json", "decision-no-endpoints.json", "decision-inbound.json"];
+        let files = [
+            "decision-retried.json",
+            "decision-no-endpoints.json",
+            "decision-inbound.json",
+            "decision-left.json",
+        ];
         let lines = files.map(|file| {
             let answer: Decisions = recorded(file);
             one_line(&member(), &answer.decisions[0])

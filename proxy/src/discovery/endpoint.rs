@@ -118,6 +118,14 @@ impl Endpoint {
         }
     }
 
+    /// Counts an attempt whose client left before there was a response.
+    pub fn left(&self, metrics: &Metrics) {
+        self.flow.left();
+        if !self.has_series(metrics) {
+            metrics.others.left();
+        }
+    }
+
     fn has_series(&self, metrics: &Metrics) -> bool {
         self.seat.get_or_init(|| metrics.seats.take()).is_some()
     }

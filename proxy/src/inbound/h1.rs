@@ -64,7 +64,10 @@ where
         match sent {
             Ok((app, head)) => self.finish(client, app, (&request, head), &mut upload, told).await,
             Err(Some(error)) => self.answer(client, &request, &upload, &error, told).await,
-            Err(None) => After::Break,
+            Err(None) => {
+                self.left(told);
+                After::Break
+            }
         }
     }
 
@@ -185,7 +188,7 @@ impl Requests {
                 }
             }
             Ending::ClientGone | Ending::Late { .. } => {
-                self.close(&given.ended(End::Cancelled), told.story.started);
+                self.over(told, &given.ended(End::Cancelled));
                 app.reset();
                 After::Break
             }

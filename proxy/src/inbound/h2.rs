@@ -70,7 +70,11 @@ async fn forward(
 ) -> Result<Response<ResponseBody<Box<Held>>>, (Error, Head)> {
     let connect = request.method() == Method::CONNECT;
     let downstream = connect.then(|| hyper::upgrade::on(&mut request));
-    let (mut response, connection, stream) = match ask(requests, request).await {
+    let mut waiting = Waiting { requests, head: &head, over: false };
+    let answered = ask(requests, request).await;
+    waiting.over = true;
+    drop(waiting);
+    let (mut response, connection, stream) = match answered {
         Ok(answered) => answered,
         Err(error) => return Err((error, head)),
     };
@@ -132,6 +136,22 @@ impl Head {
     }
 }
 
+/// Somebody waits for a response. Dropped before it is over, nobody polls the request any more: its stream
+/// was reset, or its connection ended.
+struct Waiting<'a> {
+    requests: &'a Requests,
+    head: &'a Head,
+    over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.requests.left(self.head.told());
+        }
+    }
+}
+
 /// What lasts as long as a response.
 pub(super) struct Held {
     requests: Arc<Requests>,
@@ -157,7 +177,7 @@ impl OnEnd for Box<Held> {
                 requests.failed_late(head.told(), given, &error);
             }
             End::Broken(_) | End::Dropped => {
-                requests.close(&given.ended(Ended::Cancelled), head.story.started);
+                requests.over(head.told(), &given.ended(Ended::Cancelled));
             }
         }
     }

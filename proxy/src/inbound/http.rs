@@ -103,8 +103,8 @@ impl Requests {
         self.record(told, Err(error))
     }
 
-    /// Counts a request that the application answered to the end, and records it if somebody wants to
-    /// know of it.
+    /// Counts a request that the application answered to the end, or as far as its caller waited, and
+    /// records it if somebody wants to know of it.
     pub(super) fn over(&self, told: Told<'_>, given: &Given) -> Instant {
         let now = self.close(given, told.story.started);
         let wanted = self.inbound.sight.wants(told.story, given.failed());
@@ -112,6 +112,13 @@ impl Requests {
             self.record(told, Ok(Answered::of(given, wanted)));
         }
         now
+    }
+
+    /// Counts and records a request whose caller left before there was a response.
+    pub(super) fn left(&self, told: Told<'_>) {
+        self.counted.left();
+        let wanted = self.inbound.sight.wants_of_left(told.story);
+        self.record(told, Ok(Answered::not_waited_for(wanted)));
     }
 
     fn record(&self, told: Told<'_>, result: Result<Answered, &Error>) -> DecisionId {

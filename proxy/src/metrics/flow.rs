@@ -149,7 +149,7 @@ pub struct Counts {
     pub responses: [u64; 5],
     /// Calls by gRPC code; `None`: there were none.
     pub grpc: Option<Box<[u64; grpc::CODES]>>,
-    /// Requests that the client gave up.
+    /// Requests that the client gave up, before their response began or after.
     pub cancelled: u64,
     /// Of those that ended otherwise, how many failed.
     pub failures: u64,
@@ -234,6 +234,11 @@ impl Flow {
         self.count(|recent| {
             recent.took(took, true);
         });
+    }
+
+    /// Counts a request whose client left before there was a response.
+    pub fn left(&self) {
+        self.count(|recent| recent.counts.cancelled += 1);
     }
 
     fn count(&self, count: impl FnOnce(&mut Recent)) {

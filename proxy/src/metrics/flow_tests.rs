@@ -209,8 +209,9 @@ fn what_the_client_gave_up_is_no_latency_and_an_attempt_without_an_answer_is_no_
     let (flow, now) = (Flow::default(), now());
     flow.finished(&answered(200).ended(End::Cancelled), MS, now);
     flow.unanswered(3 * MS);
+    flow.left();
     let (counts, _) = flow.totals();
-    assert_eq!((counts.finished(), counts.failures, counts.cancelled), (1, 1, 1));
+    assert_eq!((counts.finished(), counts.failures, counts.cancelled), (1, 1, 2));
     assert_eq!((counts.responses, counts.micros), ([0, 1, 0, 0, 0], 3000));
 }
 

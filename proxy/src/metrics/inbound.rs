@@ -228,6 +228,11 @@ impl Counted {
         self.port.flow.unanswered(took);
         self.caller.failures.fetch_add(1, Relaxed);
     }
+
+    /// Its caller left before there was a response.
+    pub fn left(&self) {
+        self.port.flow.left();
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! everything that is decided about it is decided here.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -23,7 +23,6 @@ use crate::{
     balance::{
         affinity,
         bulkhead::Permit,
-        choice::Choice,
         pick::{Picked, Tried, pick},
         policy::Affinity,
         retry::{self, Answer as Seen, IDEMPOTENCY_KEY, Pushback, Sent, StopReason, Verdict},
@@ -34,7 +33,6 @@ use crate::{
     fields::Fields,
     http::answer::grpc_status,
     sight::{
-        id::DecisionId,
         record::Described,
         story::{self, Attempt, Story},
     },
@@ -75,7 +73,6 @@ pub(super) struct Taken<A> {
 struct Answered<A> {
     answer: A,
     guard: InFlight<Endpoint>,
-    send: Sending,
 }
 
 /// How often a request was sent again, and why.
@@ -91,16 +88,33 @@ struct Sends {
 
 struct Unanswered {
     why: NoAnswer,
-    /// `None`: there was nobody to send to.
-    send: Option<Sending>,
+    /// To whom it was sent; `None`: there was nobody.
+    endpoint: Option<Arc<Endpoint>>,
 }
 
-/// One send: to whom, why to this one, and since when.
-struct Sending {
-    endpoint: Arc<Endpoint>,
-    choice: Choice,
-    other: Option<SocketAddr>,
-    began: Instant,
+/// Somebody waits for a response. Where it is dropped before it is over, the client has left, be it that
+/// its connection says so or that nobody polls the request any more.
+struct Waiting<'a> {
+    exchange: &'a Exchange<'a>,
+    facts: Facts<'a>,
+    story: &'a mut Story,
+    over: bool,
+}
+
+impl Waiting<'_> {
+    /// There is something to give to the client.
+    fn over<T>(&mut self, given: T) -> T {
+        self.over = true;
+        given
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.exchange.left(self.facts, self.story);
+        }
+    }
 }
 
 impl<'a> Exchange<'a> {
@@ -118,7 +132,8 @@ impl<'a> Exchange<'a> {
         Self { outbound, upstream, snapshot, started, deadline, client }
     }
 
-    /// Sends until there is a response to give, or no permission to try once more.
+    /// Sends until there is a response to give, or no permission to try once more. Counts and records a
+    /// request whose client leaves before.
     pub(super) async fn run<C: Call>(
         &self,
         call: &mut C,
@@ -127,6 +142,7 @@ impl<'a> Exchange<'a> {
     ) -> Result<Taken<C::Answer>, NoAnswer> {
         let traffic = self.upstream.traffic();
         self.books().open();
+        let mut waiting = Waiting { exchange: self, facts, story, over: false };
         if let Some(budget) = self.snapshot.budget(self.upstream) {
             budget.deposit(self.started.into_std());
         }
@@ -134,17 +150,16 @@ impl<'a> Exchange<'a> {
         let deadline = self.deadline.map(|deadline| deadline.at);
         let entered = places.enter(call.is_exclusive(), deadline).await;
         if places.are_bounded() {
-            story.waited = self.started.elapsed();
+            waiting.story.waited = self.started.elapsed();
         }
-        let permit = entered.map_err(|none| self.no_place(none))?;
+        let permit = entered.map_err(|none| waiting.over(self.no_place(none)))?;
         let mut sends = Sends::default();
         let mut tried: Vec<Arc<Endpoint>> = Vec::new();
         loop {
-            let via = (&places, sends, story.explained);
-            let result = self.attempt(call, via, &tried).await;
+            let result = self.attempt(call, (&places, sends), &tried, waiting.story).await;
             let now = Instant::now();
             let (verdict, pushback) = self.judge(&result, call, facts, (sends, now));
-            tell(story, &result, verdict, (facts.grpc, now));
+            tell(waiting.story, &result, verdict, (facts.grpc, now));
             let backoff = match verdict {
                 Verdict::Retry { backoff } => backoff,
                 Verdict::Stop(why) => {
@@ -152,9 +167,12 @@ impl<'a> Exchange<'a> {
                     return match result {
                         Ok(Answered { answer, guard, .. }) => {
                             let mark = self.keep(call.fields(), guard.endpoint());
-                            Ok(Taken { answer, guard, places, permit, mark })
+                            Ok(waiting.over(Taken { answer, guard, places, permit, mark }))
                         }
-                        Err(failed) => Err(failed.why),
+                        Err(Unanswered { why: NoAnswer::ClientGone, .. }) => {
+                            Err(NoAnswer::ClientGone)
+                        }
+                        Err(failed) => Err(waiting.over(failed.why)),
                     };
                 }
             };
@@ -170,9 +188,9 @@ impl<'a> Exchange<'a> {
                     tried.push(Arc::clone(guard.endpoint()));
                     call.give_up(guard.endpoint(), answer);
                 }
-                Err(failed) => tried.extend(failed.send.map(|send| send.endpoint)),
+                Err(failed) => tried.extend(failed.endpoint),
             }
-            self.pause(backoff).await?;
+            self.pause(backoff).await.map_err(|why| waiting.over(why))?;
         }
     }
 
@@ -230,24 +248,33 @@ impl<'a> Exchange<'a> {
     async fn attempt<C: Call>(
         &self,
         call: &mut C,
-        (places, sends, explained): (&Places, Sends, Option<DecisionId>),
+        (places, sends): (&Places, Sends),
         tried: &[Arc<Endpoint>],
+        story: &mut Story,
     ) -> Result<Answered<C::Answer>, Unanswered> {
         let picked = self.pick(call.fields(), tried);
-        let picked = picked.map_err(|error| Unanswered { why: error.into(), send: None })?;
+        let picked = picked.map_err(|error| Unanswered { why: error.into(), endpoint: None })?;
         let Picked { mut guard, choice, .. } = picked;
         let began = Instant::now();
-        let other = choice.other.map(|other| self.snapshot.endpoints[other].addr);
-        let send = Sending { endpoint: Arc::clone(guard.endpoint()), choice, other, began };
+        let endpoint = Arc::clone(guard.endpoint());
+        // Told before it is over: where the client leaves meanwhile, nobody comes back here.
+        story.tell(Attempt {
+            endpoint: Arc::clone(&endpoint),
+            choice,
+            other: choice.other.map(|other| self.snapshot.endpoints[other].addr),
+            began,
+            result: story::Outcome::GivenUp,
+            verdict: Verdict::Stop(StopReason::NotRetryable),
+        });
         let (snapshot, bounds) = (&self.snapshot, self.bounds(sends, began));
-        let via =
-            Via { places, snapshot, bounds, explained, connections: self.upstream.connections() };
-        match call.send(&send.endpoint, via).await {
-            Ok(answer) => Ok(Answered { answer, guard, send }),
+        let (explained, connections) = (story.explained, self.upstream.connections());
+        let via = Via { places, snapshot, bounds, explained, connections };
+        match call.send(&endpoint, via).await {
+            Ok(answer) => Ok(Answered { answer, guard }),
             Err(why) => {
                 self.report(&mut guard, began, why.outcome());
-                self.outbound.unanswered(&send.endpoint, &why, began);
-                Err(Unanswered { why, send: Some(send) })
+                self.outbound.unanswered(&endpoint, &why, began);
+                Err(Unanswered { why, endpoint: Some(endpoint) })
             }
         }
     }
@@ -302,7 +329,7 @@ impl<'a> Exchange<'a> {
                 let sent = verdict::sent(guard.endpoint(), answer.fields());
                 (sent, seen, Pushback::read(seen, answer.fields()))
             }
-            Err(Unanswered { why: NoAnswer::Error(error), send: Some(_) }) => {
+            Err(Unanswered { why: NoAnswer::Error(error), endpoint: Some(_) }) => {
                 let seen = if facts.grpc {
                     Seen::Grpc(error.grpc_status())
                 } else {
@@ -396,32 +423,27 @@ impl Sends {
     }
 }
 
-/// Adds an attempt to a request's story.
+/// Says in a request's story what came of its last attempt.
 fn tell<A: Answer>(
     story: &mut Story,
     result: &Result<Answered<A>, Unanswered>,
     verdict: Verdict,
     (grpc, at): (bool, Instant),
 ) {
-    let (send, result) = match result {
-        Ok(Answered { answer, send, .. }) => {
-            let answered = story::Outcome::Answered {
-                status: answer.status(),
-                grpc: grpc.then(|| grpc_status(answer.fields())).flatten(),
-                connected: answer.dialled().then(|| answer.sent_at()),
-                head: at,
-            };
-            (send, answered)
-        }
-        Err(Unanswered { send: Some(send), why }) => match why.error() {
-            Some(error) => (send, story::Outcome::failed(error, at)),
-            None => (send, story::Outcome::GivenUp(at)),
+    let result = match result {
+        Ok(Answered { answer, .. }) => story::Outcome::Answered {
+            status: answer.status(),
+            grpc: grpc.then(|| grpc_status(answer.fields())).flatten(),
+            connected: answer.dialled().then(|| answer.sent_at()),
+            head: at,
         },
-        Err(Unanswered { send: None, .. }) => return,
+        Err(Unanswered { endpoint: Some(_), why }) => match why.error() {
+            Some(error) => story::Outcome::failed(error, at),
+            None => return,
+        },
+        Err(Unanswered { endpoint: None, .. }) => return,
     };
-    let Sending { endpoint, choice, other, began } = send;
-    let (endpoint, choice, other, began) = (Arc::clone(endpoint), *choice, *other, *began);
-    story.tell(Attempt { endpoint, choice, other, began, result, verdict });
+    story.came_of_it(result, verdict);
 }
 
 fn sent<A>(result: &Result<A, Unanswered>) -> Sent {

@@ -57,6 +57,17 @@ impl Books<'_> {
         }
     }
 
+    /// Its client left before there was a response.
+    pub(super) fn left(self) {
+        self.upstream.traffic().flow.left();
+        if let By::Route { route, .. } = self.by {
+            route.traffic.flow.left();
+            if let Some(backend) = self.by.backend() {
+                backend.traffic.flow.left();
+            }
+        }
+    }
+
     /// It ended without a response: its stream was reset.
     pub(super) fn close_unanswered(self, took: Duration) {
         self.upstream.traffic().flow.unanswered(took);
@@ -108,7 +119,8 @@ impl Outbound {
         endpoint.finished(&self.metrics, finished, now - sent_at, now.into_std());
     }
 
-    /// An attempt failed, or nobody waits for it any more.
+    /// An attempt is over without a response. One that nobody waits for any more is counted with its
+    /// request ([`Exchange::left`]).
     pub(super) fn unanswered(&self, endpoint: &Endpoint, why: &NoAnswer, begun: Instant) {
         if matches!(why.outcome(), Outcome::Failure(_)) {
             endpoint.unanswered(&self.metrics, begun.elapsed());

@@ -91,7 +91,7 @@ impl OnEnd for Box<Done> {
                     self.outbound.record(of, self.told(), Err(&error));
                 }
             }
-            End::Dropped => self.close(now, &self.given.ended(Ended::Cancelled)),
+            End::Dropped => self.over(now, &self.given.ended(Ended::Cancelled)),
         }
     }
 }
@@ -117,7 +117,8 @@ impl Done {
         self.guard.endpoint().finished(metrics, finished, took, now.into_std());
     }
 
-    /// The same for one with a whole response, which may be recorded.
+    /// The same, where it may be recorded: of a whole response, or of one that the client did not wait
+    /// for.
     pub(super) fn over(&self, now: Instant, given: &Finished) {
         self.close(now, given);
         let of = (&*self.upstream, &self.snapshot);

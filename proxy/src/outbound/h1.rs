@@ -121,7 +121,11 @@ impl Requests {
         let course = tokio::select! {
             biased;
             course = self.course((upstream, routes), &mut request, arrived, &story) => course,
-            () = poll_fn(|cx| client.poll_gone(cx)) => return After::Break,
+            () = poll_fn(|cx| client.poll_gone(cx)) => {
+                let told = Told { head: &request, grpc: arrived.grpc, client: self.client, story: &story };
+                self.outbound.left((upstream, &snapshot), told);
+                return After::Break;
+            }
         };
         let going = match course {
             Course::Go(going) => going,
@@ -330,7 +334,8 @@ impl<C: AsyncRead + AsyncWrite + Reset + Unpin + Send + Sync> H1Call<'_, C> {
             }
             Ending::ClientGone => {
                 wire.reset();
-                exchange.close(&guard, sent_at, &given.ended(End::Cancelled));
+                let given = given.ended(End::Cancelled);
+                exchange.over((facts, &story), (&guard, sent_at), &given);
                 After::Break
             }
             Ending::Broken { error, begun } => {

@@ -25,7 +25,7 @@ use crate::{
         DECISION_ID_NAME,
         id::DecisionId,
         record::{Answered, Described, Finished, Rules},
-        story::Story,
+        story::{Outcome, Story},
     },
 };
 
@@ -80,6 +80,18 @@ impl Outbound {
         if wanted.any() {
             self.record((upstream, Some(snapshot)), told, Ok(Answered::of(given, wanted)));
         }
+    }
+
+    /// Counts and records a request whose client left before there was a response.
+    pub(super) fn left(&self, (upstream, snapshot): (&Upstream, &Snapshot), told: Told<'_>) {
+        Books { upstream, by: &snapshot.by }.left();
+        let last = told.story.attempts().last();
+        if let Some(attempt) = last.filter(|attempt| matches!(attempt.result, Outcome::GivenUp)) {
+            attempt.endpoint.left(&self.metrics);
+        }
+        let wanted = self.sight.wants_of_left(told.story);
+        let result = Ok(Answered::not_waited_for(wanted));
+        self.record((upstream, Some(snapshot)), told, result);
     }
 
     /// Records a request.
@@ -156,7 +168,14 @@ impl Exchange<'_> {
         self.outbound.record(of, self.told(facts, story), Err(error));
     }
 
-    /// The request, and the attempt that was sent then, have ended now with a whole response.
+    /// See [`Outbound::left`].
+    pub(super) fn left(&self, facts: Facts<'_>, story: &Story) {
+        let of = (&**self.upstream, &self.snapshot);
+        self.outbound.left(of, self.told(facts, story));
+    }
+
+    /// The request, and the attempt that was sent then, have ended now with a whole response, or with
+    /// as much of one as the client waited for.
     pub(super) fn over(
         &self,
         (facts, story): (Facts<'_>, &Story),

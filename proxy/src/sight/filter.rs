@@ -26,6 +26,8 @@ pub struct Filter {
     pub trace: Option<String>,
     /// `true`: failures only; `false`: none.
     pub failed: Option<bool>,
+    /// `true`: only those whose client left before it had a whole response; `false`: none of those.
+    pub client_left: Option<bool>,
     /// Newest ones only; or, where they are listened to, the end after so many.
     pub limit: Option<usize>,
 }
@@ -68,6 +70,7 @@ impl Filter {
             && self.reason.as_deref().is_none_or(|wanted| decision.reason() == Some(wanted))
             && self.trace.as_deref().is_none_or(|wanted| decision.trace() == Some(wanted))
             && self.failed.is_none_or(|wanted| decision.failed() == wanted)
+            && self.client_left.is_none_or(|wanted| decision.client_left() == wanted)
     }
 }
 

@@ -2,8 +2,9 @@
 //! ([`story`]), and when it is over somebody may want a record of it ([`Sight::finished`]).
 //!
 //! Every request has a story, which costs a few words on its way. A record, which costs much more,
-//! is made of failures, of one in [`SAMPLE`] of the others, of those whose caller asked
-//! ([`names::headers::EXPLAIN`]), and of all while somebody listens ([`Sight::listen`]).
+//! is made of failures, of those whose client left before there was a response, of one in [`SAMPLE`] of
+//! the others, of those whose caller asked ([`names::headers::EXPLAIN`]), and of all while somebody
+//! listens ([`Sight::listen`]).
 //! Lines of the [`access_log`] and the spans of [`traces`] are made then too, where they are wanted.
 //!
 //! [`names::headers::EXPLAIN`]: remora_core::names::headers::EXPLAIN
@@ -142,6 +143,17 @@ impl Sight {
     #[must_use]
     pub fn wants(&self, story: &Story, failed: bool) -> Wanted {
         let kept = failed || self.chooses() || story.explained.is_some();
+        self.wanted(story, failed, kept)
+    }
+
+    /// The same of one whose client left before there was a response. Why it did not wait is what people
+    /// come to ask.
+    #[must_use]
+    pub fn wants_of_left(&self, story: &Story) -> Wanted {
+        self.wanted(story, false, true)
+    }
+
+    fn wanted(&self, story: &Story, failed: bool, kept: bool) -> Wanted {
         Wanted {
             record: kept || self.listening.load(Ordering::Relaxed) > 0,
             line: self.log.as_ref().is_some_and(|log| log.wants(failed, kept)),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     Wanted,
     id::DecisionId,
-    story::{Attempt, Outcome, Story, verdict_word},
+    story::{Attempt, Outcome, Story},
 };
 use crate::{
     balance::{
@@ -29,7 +29,7 @@ use crate::{
     http::h1::request::RequestHead,
     metrics::{
         Direction,
-        flow::{Finished as Given, Rpc},
+        flow::{End, Finished as Given, Rpc},
     },
     route::Message,
 };
@@ -113,15 +113,17 @@ pub struct Rules<'a> {
     pub budget_left: Option<u64>,
 }
 
-/// A response that the client got.
+/// A response that the client got, or did not wait for.
 #[derive(Debug, Clone, Copy)]
 pub struct Answered {
-    /// Its status.
-    pub status: StatusCode,
+    /// Its status; `None`: the client left before there was one.
+    pub status: Option<StatusCode>,
     /// gRPC's status.
     pub grpc: Option<u32>,
     /// Whether it counts as a failure of the one who gave it.
     pub failure: bool,
+    /// Whether the client left before all of it was there.
+    pub left: bool,
     /// What somebody wants of it.
     pub wanted: Wanted,
 }
@@ -134,7 +136,14 @@ impl Answered {
             Rpc::Said(code) => Some(code),
             Rpc::No | Rpc::Unsaid => None,
         };
-        Self { status: given.status, grpc, failure: given.failed(), wanted }
+        let left = given.end == End::Cancelled;
+        Self { status: Some(given.status), grpc, failure: given.failed(), left, wanted }
+    }
+
+    /// None, since the client left.
+    #[must_use]
+    pub fn not_waited_for(wanted: Wanted) -> Self {
+        Self { status: None, grpc: None, failure: false, left: true, wanted }
     }
 }
 
@@ -158,6 +167,7 @@ pub struct Decision {
     error: Option<String>,
     #[serde(rename = "failed")]
     failure: bool,
+    client_left: bool,
     client: Option<IpAddr>,
     peer: Option<String>,
     policy: Option<String>,
@@ -234,9 +244,9 @@ struct Phases {
 impl Decision {
     pub(super) fn new(id: DecisionId, at_ms: u64, finished: &Finished<'_>) -> Self {
         let Finished { story, about, ended, .. } = finished;
-        let (status, grpc_status, failure) = match finished.result {
-            Ok(answered) => (answered.status, answered.grpc, answered.failure),
-            Err(error) => (error.status(), finished.grpc.then(|| error.grpc_status()), true),
+        let (failure, client_left) = match finished.result {
+            Ok(answered) => (answered.failure, answered.left),
+            Err(_) => (true, false),
         };
         let error = finished.result.err();
         let attempts: Vec<Told> = story.attempts().map(|attempt| told(attempt, finished)).collect();
@@ -263,11 +273,12 @@ impl Decision {
             method: about.map(|about| about.method.to_string()),
             path: about.map(|about| cut(about.path).to_owned()),
             host: about.and_then(|about| about.host).map(|host| cut(host).to_owned()),
-            status: about.map(|_| status.as_u16()),
-            grpc_status,
+            status: about.and_then(|_| Some(finished.status()?.as_u16())),
+            grpc_status: finished.grpc_status(),
             reason: error.map(|error| error.reason().as_str()),
             error: error.map(ToString::to_string),
             failure,
+            client_left,
             client: finished.client,
             peer: finished.peer.map(|id| id.as_str().to_owned()),
             policy: finished.policy.clone(),
@@ -296,6 +307,12 @@ impl Decision {
     #[must_use]
     pub fn failed(&self) -> bool {
         self.failure
+    }
+
+    /// Whether the client left before it had a whole response.
+    #[must_use]
+    pub fn client_left(&self) -> bool {
+        self.client_left
     }
 
     /// Whom it was for, and whom it went to.
@@ -349,7 +366,6 @@ fn told(attempt: &Attempt, finished: &Finished<'_>) -> Told {
         breaker::State::Open => "open",
         breaker::State::HalfOpen => "half-open",
     };
-    let answered = matches!(attempt.result, Outcome::Answered { .. });
     let mut told = Told {
         endpoint: endpoint.addr,
         pod: endpoint.pod.clone(),
@@ -367,7 +383,7 @@ fn told(attempt: &Attempt, finished: &Finished<'_>) -> Told {
         reason: None,
         error: None,
         may_have_run: may_have_run(Sent::Maybe),
-        verdict: verdict_word(attempt.verdict, answered),
+        verdict: attempt.verdict_word(),
         backoff_us: match attempt.verdict {
             Verdict::Retry { backoff } => micros(backoff),
             Verdict::Stop(_) => 0,
@@ -387,7 +403,7 @@ fn told(attempt: &Attempt, finished: &Finished<'_>) -> Told {
             told.error = Some(error.clone());
             told.may_have_run = may_have_run(*sent);
         }
-        Outcome::GivenUp(_) => {}
+        Outcome::GivenUp => {}
     }
     told
 }

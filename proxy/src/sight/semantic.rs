@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::{Method, StatusCode};
 
-use super::record::Finished;
+use super::record::{Answered, Finished};
 use crate::metrics::{Direction, grpc};
 
 /// `http.request.method` of what is none of the well-known ones.
@@ -108,7 +108,10 @@ impl Finished<'_> {
     /// How the request ended.
     pub(super) fn ending(&self) -> Ending<'_> {
         match self.result {
-            Ok(answered) => Ending::Answered { status: answered.status, grpc: answered.grpc },
+            Ok(Answered { status: Some(status), grpc, left: false, .. }) => {
+                Ending::Answered { status, grpc }
+            }
+            Ok(_) => Ending::GivenUp,
             Err(error) => Ending::Failed {
                 reason: error.reason().as_str(),
                 error: Cow::Owned(error.to_string()),
@@ -116,9 +119,14 @@ impl Finished<'_> {
         }
     }
 
-    /// The status that its client got.
-    pub(super) fn status(&self) -> StatusCode {
-        self.result.map_or_else(|error| error.status(), |answered| answered.status)
+    /// The status that its client got, or was about to.
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        self.result.map_or_else(|error| Some(error.status()), |answered| answered.status)
+    }
+
+    /// Whether the client left before it had a whole response.
+    pub(super) fn client_left(&self) -> bool {
+        self.result.is_ok_and(|answered| answered.left)
     }
 
     /// gRPC's, where it was gRPC.

@@ -85,8 +85,9 @@ pub enum Outcome {
         /// When that was clear.
         at: Instant,
     },
-    /// The client did not wait.
-    GivenUp(Instant),
+    /// The client did not wait: it lasted as long as the request. Until something comes of it, this is
+    /// what there is to tell.
+    GivenUp,
 }
 
 impl Story {
@@ -122,7 +123,7 @@ impl Story {
         fields.get(&EXPLAIN_NAME) == Some(b"1")
     }
 
-    /// One more attempt is over.
+    /// One more attempt.
     pub fn tell(&mut self, attempt: Attempt) {
         if self.first.is_none() {
             self.first = Some(attempt);
@@ -130,6 +131,14 @@ impl Story {
             self.more.push(attempt);
         } else {
             self.untold += 1;
+        }
+    }
+
+    /// What came of the attempt that was told last, and what was decided then.
+    pub fn came_of_it(&mut self, result: Outcome, verdict: Verdict) {
+        let last = if self.more.is_empty() { self.first.as_mut() } else { self.more.last_mut() };
+        if let Some(last) = last.filter(|_| self.untold == 0) {
+            (last.result, last.verdict) = (result, verdict);
         }
     }
 
@@ -148,13 +157,16 @@ impl Outcome {
     }
 }
 
-/// What a verdict is called in records: an attempt whose answer is given to the client is done, unless
-/// something forbade another.
-#[must_use]
-pub fn verdict_word(verdict: Verdict, answered: bool) -> &'static str {
-    match verdict {
-        Verdict::Retry { .. } => "retry",
-        Verdict::Stop(StopReason::NotRetryable) if answered => "done",
-        Verdict::Stop(why) => why.as_str(),
+impl Attempt {
+    /// What the verdict is called in records: an attempt whose answer is given to the client is done,
+    /// unless something forbade another; of one that nobody waited for there was no verdict.
+    #[must_use]
+    pub fn verdict_word(&self) -> &'static str {
+        match (self.verdict, &self.result) {
+            (_, Outcome::GivenUp) => "given-up",
+            (Verdict::Retry { .. }, _) => "retry",
+            (Verdict::Stop(StopReason::NotRetryable), Outcome::Answered { .. }) => "done",
+            (Verdict::Stop(why), _) => why.as_str(),
+        }
     }
 }

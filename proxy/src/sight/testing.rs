@@ -36,7 +36,8 @@ pub(crate) struct Over {
     pub(crate) path: &'static str,
     pub(crate) host: Option<&'static str>,
     pub(crate) grpc: bool,
-    pub(crate) result: Result<(u16, Option<u32>), Error>,
+    pub(crate) result: Result<(Option<u16>, Option<u32>), Error>,
+    pub(crate) left: bool,
     pub(crate) story: Story,
 }
 
@@ -49,9 +50,15 @@ impl Over {
             path: "/cart",
             host: Some("orders:8080"),
             grpc: false,
-            result: Ok((status, None)),
+            result: Ok((Some(status), None)),
+            left: false,
             story: Story::new(Instant::now(), &HeaderMap::new()),
         }
+    }
+
+    /// One whose client left when its response was so far.
+    pub(crate) fn left(direction: Direction, status: Option<u16>) -> Self {
+        Self { result: Ok((status, None)), left: true, ..Self::answered(direction, 200) }
     }
 
     /// One that the proxy answered.
@@ -65,7 +72,7 @@ impl Over {
             grpc: true,
             method: Method::POST,
             path: "/shop.Orders/Call",
-            result: Ok((200, Some(code))),
+            result: Ok((Some(200), Some(code))),
             ..Self::answered(direction, 200)
         }
     }
@@ -81,9 +88,10 @@ impl Over {
     /// As it is told, an instant later.
     pub(crate) fn tell<R>(&self, told: impl FnOnce(&Finished<'_>) -> R) -> R {
         let result = self.result.as_ref().map(|(status, grpc)| Answered {
-            status: StatusCode::from_u16(*status).unwrap(),
+            status: status.map(|status| StatusCode::from_u16(status).unwrap()),
             grpc: *grpc,
-            failure: *status >= 500,
+            failure: status.is_some_and(|status| status >= 500),
+            left: self.left,
             wanted: Wanted { record: true, line: true, spans: true },
         });
         let app = SocketAddr::from(([10, 0, 0, 7], 8080));

@@ -9,13 +9,17 @@ use super::{
 };
 use crate::{error::Error, metrics::Direction};
 
+/// Stands for: the client did not wait.
+const LEFT: u16 = 299;
+
 /// Ends one request.
 fn end(sight: &Sight, path: &str, result: Result<u16, &Error>) {
     let story = Story::new(Instant::now(), &HeaderMap::new());
     let result = result.map(|status| Answered {
-        status: StatusCode::from_u16(status).unwrap(),
+        status: Some(StatusCode::from_u16(status).unwrap()),
         grpc: None,
         failure: status >= 500,
+        left: status == LEFT,
         wanted: Wanted { record: true, ..Wanted::default() },
     });
     let method = Method::GET;
@@ -82,6 +86,8 @@ fn one_success_in_many_is_wanted_and_every_one_that_is_asked_for() {
     assert!((0..5).all(|_| sight.wants(&story, false).record));
     drop(heard);
     assert!((1..SAMPLE / 2).all(|_| !sight.wants(&story, false).any()));
+    // Without an answer there is no way back to ask.
+    assert!((0..5).all(|_| sight.wants_of_left(&story).record));
     story.explained = Some(sight.id());
     assert!((0..5).all(|_| sight.wants(&story, false).record));
 }
@@ -104,24 +110,27 @@ async fn filters_let_through_what_is_asked_for() {
     end(&sight, "/api/orders", Ok(200));
     end(&sight, "/api/carts", Ok(502));
     failed(&sight, "/login");
+    end(&sight, "/logout", Ok(LEFT));
     let count = |text: &str| {
         let filter: Filter = serde_json::from_str(text).unwrap();
         filter.check().unwrap();
         shown(&sight, &filter).len()
     };
     for (filter, wanted) in [
-        (r#"{}"#, 3),
+        (r#"{}"#, 4),
         (r#"{"status":"5xx"}"#, 2),
         (r#"{"status":"503"}"#, 1),
         (r#"{"path":"/api/"}"#, 2),
-        (r#"{"service":"shop/orders"}"#, 3),
-        (r#"{"service":"shop/orders-v2:80"}"#, 3),
+        (r#"{"service":"shop/orders"}"#, 4),
+        (r#"{"service":"shop/orders-v2:80"}"#, 4),
         (r#"{"service":"shop/order"}"#, 0),
-        (r#"{"route":"shop/split"}"#, 3),
+        (r#"{"route":"shop/split"}"#, 4),
         (r#"{"route":"shop/split/1"}"#, 0),
         (r#"{"reason":"no-endpoints"}"#, 1),
         (r#"{"method":"POST"}"#, 0),
-        (r#"{"failed":false}"#, 1),
+        (r#"{"failed":false}"#, 2),
+        (r#"{"client_left":true}"#, 1),
+        (r#"{"client_left":false}"#, 3),
     ] {
         assert_eq!(count(filter), wanted, "{filter}");
     }

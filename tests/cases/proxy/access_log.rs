@@ -14,6 +14,7 @@ use remora_tests::{
     origin::{Answer, Body, Origin, Speaks, empty, full, h1},
     sidecar::Sidecar,
     wait::{eventually, within},
+    wire::Wire,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -26,7 +27,7 @@ struct World {
     _mesh: Mesh,
     client: Sidecar,
     server: Sidecar,
-    _app: Origin,
+    app: Origin,
     dir: TempDir,
 }
 
@@ -45,7 +46,7 @@ impl World {
         Self::writing_to(which, format, dir, out.into()).await
     }
 
-    /// The application answers `/broken` with 500 and everything else with 200.
+    /// The application answers `/broken` with 500, `/slow` never and everything else with 200.
     async fn writing_to(
         which: AccessLog,
         format: Option<LogFormat>,
@@ -62,14 +63,17 @@ impl World {
         mesh.sight.access_log = AccessLog::Off;
         let server = mesh.sidecar(&orders, &[]).await;
         let handler = |request: Request<_>| async move {
+            if request.uri().path() == "/slow" {
+                std::future::pending::<()>().await;
+            }
             let mut response = Response::new(full("answer"));
             if request.uri().path() == "/broken" {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             }
             response
         };
-        let _app = Origin::serve(orders.app(), Speaks::H1, handler).await;
-        Self { _mesh: mesh, client, server, _app, dir }
+        let app = Origin::serve(orders.app(), Speaks::H1, handler).await;
+        Self { _mesh: mesh, client, server, app, dir }
     }
 
     async fn ask(&self, requests: impl IntoIterator<Item = Request<Body>>) -> Vec<Answer> {
@@ -178,9 +182,28 @@ async fn sampled_has_those_and_one_in_a_hundred_of_the_others() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_wait_has_its_line() {
+    let world = World::start(AccessLog::Sampled, Some(LogFormat::Json)).await;
+    // The first of a hundred has a line anyway.
+    world.ask([request("/cart")]).await;
+    let mut client = Wire::dial(world.client.entry("orders")).await;
+    client.send("GET /slow HTTP/1.1\r\nhost: orders\r\n\r\n").await;
+    let has_it = || async { (world.app.requests() == 2).then_some(()) };
+    eventually("the application has it", has_it).await;
+    client.reset();
+    let lines = world.lines(2).await;
+    assert_eq!(paths(&lines), ["/cart", "/slow"]);
+    let line: Value = serde_json::from_str(&lines[1]).unwrap();
+    assert_eq!(line["remora.client_left"], true, "{line:#}");
+    assert_eq!(line["http.response.status_code"], Value::Null, "{line:#}");
+    assert_eq!(line["network.peer.port"], world.server.pod.address().port());
+}
+
+#[tokio::test]
 async fn off_has_none_and_the_last_line_of_the_others_is_written_before_the_end() {
     for (which, count) in [(AccessLog::Off, 0), (AccessLog::All, 1)] {
-        let World { client, dir, server: _server, _app, _mesh } = World::start(which, None).await;
+        let World { client, dir, server: _server, app: _app, _mesh } =
+            World::start(which, None).await;
         let mut sender = h1(client.entry("orders")).await;
         let response = within("an answer", sender.send_request(request("/cart"))).await.unwrap();
         assert_eq!(Answer::read(response).await.unwrap().status, 200);

@@ -1,22 +1,31 @@
 //! Why did this request go there? Records of single requests, at both ends of the hop.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use remora_tests::{
     grpc,
     mesh::Pair,
     origin::{Answer, Body, Origin, Speaks, empty, full, get, h1, h2},
     sidecar::Sidecar,
     wait::{eventually, within},
+    wire::Wire,
 };
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    task::JoinHandle,
 };
 
 /// Records that a query finds, once there are so many.
@@ -31,6 +40,9 @@ async fn records(sidecar: &Sidecar, query: &str, count: usize) -> Vec<Value> {
     };
     eventually(&path, all).await
 }
+
+/// A request that is to be explained.
+const ASKING: &str = "GET /slow HTTP/1.1\r\nhost: orders\r\nremora-explain: 1\r\n\r\n";
 
 fn request(explain: bool) -> Request<Body> {
     let request = Request::get("/cart?card=4111").header("host", "orders");
@@ -195,6 +207,79 @@ async fn an_application_that_fails_is_recorded_with_its_status() {
     let record = &records(&pair.client, &format!("id={id}"), 1).await[0];
     assert_eq!((&record["status"], &record["reason"]), (&500.into(), &Value::Null));
     assert_eq!(records(&pair.server, "status=5xx", 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_recorded_with_the_endpoint_that_kept_it_waiting() {
+    for speaks in [Speaks::H1, Speaks::H2] {
+        let pair = Pair::start(&[]).await;
+        let silent = |_: Request<_>| std::future::pending::<Response<Body>>();
+        let app = Origin::serve(pair.server.pod.app(), speaks, silent).await;
+        let mut wire = Wire::dial(pair.entry()).await;
+        let mut over_h2 = None;
+        if speaks == Speaks::H1 {
+            wire.send(ASKING).await;
+        } else {
+            let request = Request::get("http://orders/slow").body(empty()).unwrap();
+            let mut sender = h2(pair.entry()).await;
+            over_h2 = Some(tokio::spawn(async move { sender.send_request(request).await }));
+        }
+        let has_it = || async { (app.requests() == 1).then_some(()) };
+        eventually("the application has it", has_it).await;
+        // An orderly end of HTTP/1 could be that of the request alone.
+        wire.reset();
+        over_h2.inspect(JoinHandle::abort);
+
+        let outbound = &records(&pair.client, "client_left=true", 1).await[0];
+        let inbound = &records(&pair.server, "client_left=true&path=/slow", 1).await[0];
+        for record in [outbound, inbound] {
+            assert_eq!((&record["status"], &record["reason"]), (&Value::Null, &Value::Null));
+            assert_eq!((&record["failed"], &record["path"]), (&false.into(), &"/slow".into()));
+        }
+        let attempt = &outbound["attempts"][0];
+        assert_eq!(attempt["endpoint"], pair.server.pod.address().to_string());
+        assert_eq!(
+            (&attempt["verdict"], &attempt["may_have_run"]),
+            (&"given-up".into(), &"maybe".into())
+        );
+        assert_eq!(outbound["attempts"].as_array().unwrap().len(), 1);
+        for (sidecar, name) in [
+            (&pair.client, "remora_outbound_http_cancelled_total"),
+            (&pair.client, "remora_outbound_endpoint_cancelled_total"),
+            (&pair.server, "remora_inbound_http_cancelled_total"),
+        ] {
+            assert_eq!(sidecar.metric(name, &[]).await, 1, "{name}");
+        }
+        assert!(records(&pair.client, "client_left=false", 0).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_an_answer_is_recorded_if_it_asked() {
+    for speaks in [Speaks::H1, Speaks::H2] {
+        let pair = Pair::start(&[]).await;
+        let endless = |_: Request<_>| async {
+            let chunk = || Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more")));
+            let chunks = stream::iter([chunk()]).chain(stream::pending());
+            let body = StreamBody::new(chunks).map_err(|never: Infallible| match never {});
+            Response::new(body.boxed_unsync())
+        };
+        let _app = Origin::serve(pair.server.pod.app(), speaks, endless).await;
+        if speaks == Speaks::H1 {
+            let mut wire = Wire::dial(pair.entry()).await;
+            wire.send(ASKING).await;
+            wire.until("more").await;
+            wire.reset();
+        } else {
+            let request = Request::get("http://orders/slow").header("remora-explain", "1");
+            let mut sender = h2(pair.entry()).await;
+            drop(sender.send_request(request.body(empty()).unwrap()).await.unwrap());
+        }
+        for sidecar in [&pair.client, &pair.server] {
+            let record = &records(sidecar, "client_left=true", 1).await[0];
+            assert_eq!((&record["status"], &record["failed"]), (&200.into(), &false.into()));
+        }
+    }
 }
 
 #[tokio::test]

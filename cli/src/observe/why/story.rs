@@ -102,6 +102,14 @@ fn outcome(record: &Decision) -> String {
         (Some(status), None) => status.to_string(),
         (None, None) => "a closed connection".to_owned(),
     };
+    if record.client_left {
+        return match record.status {
+            None => format!("Its client went away{after}, before there was an answer."),
+            Some(_) => {
+                format!("The answer was {status}; its client went away{after}, before its end.")
+            }
+        };
+    }
     match (&record.reason, &record.error) {
         (Some(reason), Some(error)) => {
             format!("The proxy itself gave the answer{after}: {status}, {reason}: {error}.")
@@ -214,6 +222,8 @@ fn came_of_it(attempt: &Attempt) -> String {
         None if attempt.reason.as_deref().is_some_and(|reason| reason.starts_with("connect-")) => {
             "There was no connection".to_owned()
         }
+        // Nobody waited to see.
+        None if attempt.verdict == "given-up" => "It was on its way".to_owned(),
         None => "An open connection was reused".to_owned(),
     };
     let status = match (attempt.grpc_status, attempt.status) {
@@ -246,6 +256,7 @@ fn verdict(attempt: &Attempt) -> Option<String> {
     let pause = pause.map_or_else(String::new, |us| format!(" after a pause of {}", micros(us)));
     Some(match attempt.verdict.as_str() {
         "" | "done" => return None,
+        "given-up" => "The client did not wait for what would come of it.".to_owned(),
         "retry" => format!("So it was tried again{pause}."),
         "limit" => "It was not tried again: the limit of retries was reached.".to_owned(),
         "budget" => "It was not tried again: the retry budget was spent.".to_owned(),
@@ -313,6 +324,11 @@ fn next(member: &Member, record: &Decision) -> String {
         let advice = advice::of(reason).unwrap_or("This version has no advice for that reason.");
         return format!("What to do: {advice} See {}.", advice::page(reason));
     }
+    if record.client_left && record.status.is_none() {
+        return "What to do: A client ends a request that takes longer than its own time-out, or that it \
+                has no more use for. See how long the attempts took, and compare."
+            .to_owned();
+    }
     let blames = record.status.is_some_and(|status| status >= 500) || record.error.is_some();
     if !record.failed.unwrap_or(blames) {
         return String::new();
@@ -353,6 +369,11 @@ mod tests {
     #[test]
     fn what_the_proxy_answered_itself_is_told_with_the_next_step() {
         golden("why-refused.txt", &told("decision-no-endpoints.json", "frontend-0"));
+    }
+
+    #[test]
+    fn a_client_that_left_is_told_with_the_endpoint_that_kept_it_waiting() {
+        golden("why-left.txt", &told("decision-left.json", "frontend-0"));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use crate::{
         id::DecisionId,
         record::{Finished, cut},
         semantic::{self, Host},
-        story::Outcome,
     },
 };
 
@@ -46,7 +45,9 @@ impl Line<'_> {
         if let Some(about) = about {
             line.text("http.request.method", about.method.as_str());
             line.text("url.path", cut(about.path));
-            line.number("http.response.status_code", self.finished.status().as_u16());
+            if let Some(status) = self.finished.status() {
+                line.number("http.response.status_code", status.as_u16());
+            }
         }
         if let Some(code) = self.finished.grpc_status() {
             line.word("rpc.response.status_code", semantic::grpc_code(code));
@@ -99,13 +100,13 @@ impl Line<'_> {
         if let Some(last) = last {
             line.bare("network.peer.address", &last.endpoint.addr.ip());
             line.number("network.peer.port", last.endpoint.addr.port());
-            if let Outcome::GivenUp(_) = last.result {
-                line.word("remora.attempt.result", "given-up");
-            }
         }
         let served_by = last.and_then(|last| last.endpoint.identity.as_ref());
         if let Some(peer) = peer.or(served_by) {
             line.text("remora.peer", peer.as_str());
+        }
+        if self.finished.client_left() {
+            line.number("remora.client_left", true);
         }
         if let Some(id) = self.id {
             line.bare("remora.decision.id", &id);

@@ -118,6 +118,16 @@ fn text_says_the_same_as_key_and_value() {
 }
 
 #[test]
+fn a_request_whose_client_left_says_so_and_has_the_status_that_there_was() {
+    let left = line(LogFormat::Text, &Over::left(Direction::Outbound, None));
+    assert!(!left.contains("status_code") && !left.contains("error.type"), "{left}");
+    assert!(left.contains(" remora.client_left=true "), "{left}");
+    let left = line(LogFormat::Json, &Over::left(Direction::Inbound, Some(200)));
+    assert!(left.contains(r#""http.response.status_code":200"#), "{left}");
+    assert!(left.contains(r#""remora.client_left":true"#), "{left}");
+}
+
+#[test]
 fn a_grpc_call_has_its_status_by_name() {
     let line = line(LogFormat::Text, &Over::grpc(Direction::Outbound, 14));
     assert!(line.contains("http.response.status_code=200 rpc.response.status_code=UNAVAILABLE"));

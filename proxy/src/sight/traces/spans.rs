@@ -25,7 +25,7 @@ use crate::{
         id::DecisionId,
         record::{About, Finished, cut},
         semantic::{self, Ending, Host},
-        story::{Attempt, Outcome, verdict_word},
+        story::{Attempt, Outcome},
         trace::TraceContext,
     },
 };
@@ -89,7 +89,12 @@ impl Maker<'_> {
         attributes.add("url.path", cut(self.about.path).to_owned());
         attributes.add("url.scheme", "http");
         // What the client got, whoever made it.
-        attributes.status(self.finished.status(), self.finished.grpc_status());
+        if let Some(status) = self.finished.status() {
+            attributes.status(status, self.finished.grpc_status());
+        }
+        if self.finished.client_left() {
+            attributes.add("remora.client_left", true);
+        }
         let ending = self.finished.ending();
         if let Some(kind) = self.finished.error_type() {
             attributes.add("error.type", kind);
@@ -141,8 +146,7 @@ impl Maker<'_> {
             attributes.add("remora.endpoint.zone", attempt.endpoint.zone.to_string());
         }
         attributes.add("remora.endpoint.chosen", attempt.choice.by.as_str());
-        let answered = matches!(attempt.result, Outcome::Answered { .. });
-        attributes.add("remora.verdict", verdict_word(attempt.verdict, answered));
+        attributes.add("remora.verdict", attempt.verdict_word());
         let retried = matches!(attempt.verdict, Verdict::Retry { .. });
         let (ending, end) = match &attempt.result {
             // The client got it, or so much of it as there was.
@@ -155,7 +159,7 @@ impl Maker<'_> {
             Outcome::Failed { reason, error, at, .. } => {
                 (Ending::Failed { reason: reason.as_str(), error: Cow::Borrowed(error) }, *at)
             }
-            Outcome::GivenUp(at) => (Ending::GivenUp, *at),
+            Outcome::GivenUp => (Ending::GivenUp, self.finished.ended),
         };
         if let Ending::Answered { status, grpc } = ending {
             attributes.status(status, grpc);
@@ -216,7 +220,7 @@ impl Maker<'_> {
             // A server's span is no error where the fault is the caller's.
             Ending::Failed { .. }
                 if self.finished.direction == Direction::Inbound
-                    && self.finished.status().is_client_error() =>
+                    && self.finished.status().is_some_and(|status| status.is_client_error()) =>
             {
                 Status::Unset
             }

@@ -172,6 +172,24 @@ async fn a_status_is_an_error_to_those_whom_the_conventions_say() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_client_did_not_wait_for_lasts_until_it_left_and_is_no_error() {
+    for (status, shown) in [(None, None), (Some(200), Some(Value::from(200)))] {
+        let mut over = Over::left(Direction::Outbound, status);
+        over.attempt(1, Outcome::GivenUp, Verdict::Stop(StopReason::NotRetryable));
+        advance(Duration::from_millis(10)).await;
+        let spans = spans(&mut over);
+        let [request, attempt] = &spans[..] else { panic!("{spans:#?}") };
+        for span in [request, attempt] {
+            assert_eq!((&span.status, value(span, "error.type")), (&Status::Unset, None));
+            assert_eq!(span.end_time, SystemTime::UNIX_EPOCH + NOW);
+        }
+        assert_eq!(value(request, "http.response.status_code"), shown);
+        assert_eq!(value(request, "remora.client_left"), Some(true.into()));
+        assert_eq!(value(attempt, "remora.verdict"), Some("given-up".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_grpc_call_is_named_by_its_method() {
     let span = &spans(&mut Over::grpc(Direction::Inbound, 14))[0];
     assert_eq!(span.name, "shop.Orders/Call");
