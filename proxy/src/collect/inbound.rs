@@ -22,6 +22,19 @@ impl Collector {
         let requests = counted(&ports, "tls", &TLS[..2], |port| &port.requests);
         let help = "Requests that arrived for the pod's application";
         out.counters("remora_inbound_http_requests", help, requests);
+        let bodies = |pick: fn(&Port) -> &AtomicU64| {
+            ports.iter().map(move |port| (labels(port), pick(port).load(Relaxed)))
+        };
+        out.counters(
+            "remora_inbound_http_request_body_bytes",
+            "Bytes of the bodies of requests",
+            bodies(|port| &port.bodies.requests),
+        );
+        out.counters(
+            "remora_inbound_http_response_body_bytes",
+            "Bytes of the bodies of responses",
+            bodies(|port| &port.bodies.responses),
+        );
         let verdicts = counted(&ports, "verdict", &Verdict::WORDS, |port| &port.verdicts);
         let help = "Requests and opaque connections by what policy said of them";
         out.counters("remora_inbound_policy_decisions", help, verdicts);

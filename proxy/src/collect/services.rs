@@ -75,6 +75,16 @@ fn requests(out: &mut Exposition<'_>, services: &Services) {
         each(|t| &t.requests),
     );
     out.counters(
+        "remora_outbound_http_request_body_bytes",
+        "Bytes of the bodies of requests, retries not counted",
+        each(|t| &t.bodies.requests),
+    );
+    out.counters(
+        "remora_outbound_http_response_body_bytes",
+        "Bytes of the bodies of responses",
+        each(|t| &t.bodies.responses),
+    );
+    out.counters(
         "remora_outbound_ejections",
         "Endpoints taken out of balancing",
         each(|t| &t.ejections),

@@ -20,7 +20,7 @@ use crate::{
         policy::{BudgetPolicy, Policy},
         retry::Budget,
     },
-    metrics::{connections::Connections, flow::Flow},
+    metrics::{bodies::Bodies, connections::Connections, flow::Flow},
 };
 
 /// Counters, the retry budget, the round-robin cursor and whom clients had. Shared by all workers;
@@ -31,6 +31,8 @@ pub struct Traffic {
     pub requests: AtomicU64,
     /// Those that ended.
     pub flow: Flow,
+    /// Their bodies, and those of the responses.
+    pub bodies: Arc<Bodies>,
     /// Connections to its endpoints.
     pub connections: Arc<Connections>,
     /// Attempts beyond the first.
@@ -189,6 +191,7 @@ impl Traffic {
         Self {
             requests: AtomicU64::new(0),
             flow: Flow::default(),
+            bodies: Arc::default(),
             connections: Arc::default(),
             retries: AtomicU64::new(0),
             retries_succeeded: AtomicU64::new(0),

@@ -57,6 +57,7 @@ where
         }
         let told = Told { head: &request, grpc, story: &story };
         let mut upload = exchange::upload(&request);
+        upload.counted_in(self.bodies());
         let sent = match admitted {
             Ok(()) => self.send(client, &request, &mut upload).await,
             Err(denied) => Err(Some(denied)),

@@ -99,6 +99,7 @@ async fn forward(
         tunnel(requests, downstream, upstream, held);
         return Ok(response.map(|_| ResponseBody::made(Bytes::new())));
     }
+    let from = (from, Arc::clone(requests.bodies()));
     Ok(response.map(|body| ResponseBody::upstream((None, body), held, from)))
 }
 
@@ -204,7 +205,11 @@ async fn send(
 ) -> Result<(Response<Incoming>, Connection), Error> {
     let (inbound, addr) = (&requests.inbound, requests.arrival.app);
     let mut request = request.map(|body| {
-        if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Streaming(body) }
+        if body.is_end_stream() {
+            RequestBody::Empty
+        } else {
+            RequestBody::Streaming(body, Arc::clone(requests.bodies()))
+        }
     });
     let mut sends = 0;
     loop {

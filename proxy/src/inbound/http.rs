@@ -15,6 +15,7 @@ use crate::{
     http::answer,
     metrics::{
         Direction, Tls,
+        bodies::Bodies,
         flow::{End, Finished as Given, Rpc},
         inbound::{Counted, Verdict},
     },
@@ -65,6 +66,11 @@ impl Requests {
         let verdict = authorize::request(&policy, arrival, path, self.trust_domain.as_deref());
         counted.arrived(arrival.tls, *verdict.as_ref().unwrap_or(&Verdict::Denied));
         verdict.map(drop)
+    }
+
+    /// Where bodies are counted.
+    pub(super) fn bodies(&self) -> &Arc<Bodies> {
+        &self.counted.port.bodies
     }
 
     /// A request has ended now.

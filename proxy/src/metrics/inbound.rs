@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::{
     Tls,
+    bodies::Bodies,
     flow::{Finished, Flow},
 };
 
@@ -66,6 +67,8 @@ pub struct Port {
     pub verdicts: [AtomicU64; Verdict::WORDS.len()],
     /// Requests that ended.
     pub flow: Flow,
+    /// Bodies of requests and responses.
+    pub bodies: Arc<Bodies>,
     callers: Mutex<BTreeMap<Box<str>, Arc<Caller>>>,
     other: Arc<Caller>,
     usage: Usage,
@@ -149,6 +152,7 @@ impl Port {
             requests: Default::default(),
             verdicts: Default::default(),
             flow: Flow::default(),
+            bodies: Arc::default(),
             callers: Mutex::default(),
             other: Arc::default(),
             usage: Usage::default(),

@@ -5,6 +5,7 @@
 //! Series are bounded: every label has a closed set of values, or a bound on them ([`Hosts`],
 //! [`inbound`], [`seats`]).
 
+pub mod bodies;
 pub mod connections;
 pub mod events;
 pub mod flow;

@@ -93,8 +93,7 @@ impl Handler<TcpStream> for Requests {
         let from = (self.client, story.started);
         let exchange = Exchange::new(&self.outbound, (&upstream, snapshot), from, None);
         let facts = Facts { method: &request.method, grpc, head: &request };
-        let mut call =
-            H1Call { outbound: &self.outbound, client, request: &request, upload, changes: None };
+        let mut call = H1Call::new(&exchange, (client, &request), upload, None);
         match exchange.run(&mut call, facts, &mut story).await {
             Ok(taken) => call.finish(&exchange, taken, facts, story).await,
             Err(why) => call.give(&exchange, why, facts, &story).await,
@@ -138,13 +137,7 @@ impl Requests {
         let from = (self.client, story.started);
         let exchange = Exchange::new(&self.outbound, (upstream, going.snapshot()), from, None);
         let facts = Facts { method: &request.method, grpc: arrived.grpc, head: &request };
-        let mut call = H1Call {
-            outbound: &self.outbound,
-            client,
-            request: &request,
-            upload,
-            changes: Some(changes),
-        };
+        let mut call = H1Call::new(&exchange, (client, &request), upload, Some(changes));
         let answered = exchange.run(&mut call, facts, &mut story).await;
         if !going.copies.is_empty() {
             let body = call.upload.kept().filter(|_| call.upload.is_done());
@@ -175,13 +168,7 @@ async fn send_copy(
     let facts = Facts { method: &request.method, grpc, head: &request };
     let mut story = Story::new(started, &request.fields);
     let upload = exchange::upload(&request);
-    let mut call = H1Call {
-        outbound: &outbound,
-        client: &mut client,
-        request: &request,
-        upload,
-        changes: None,
-    };
+    let mut call = H1Call::new(&exchange, (&mut client, &request), upload, None);
     match exchange.run(&mut call, facts, &mut story).await {
         Ok(taken) => call.finish(&exchange, taken, facts, story).await != After::Break,
         Err(_) => false,
@@ -270,6 +257,18 @@ impl Answer for H1Answer {
 
     fn dialled(&self) -> bool {
         self.dialled
+    }
+}
+
+impl<'a, C> H1Call<'a, C> {
+    fn new(
+        exchange: &Exchange<'a>,
+        (client, request): (&'a mut Wire<C>, &'a RequestHead),
+        mut upload: Transfer,
+        changes: Option<&'a Changes>,
+    ) -> Self {
+        upload.counted_in(exchange.upstream.bodies());
+        Self { outbound: exchange.outbound, client, request, upload, changes }
     }
 }
 

@@ -49,7 +49,7 @@ use crate::{
     error::{Error, Reason},
     fields::Fields,
     http::{Version, h1 as http1, h2 as http2, told},
-    metrics::{Direction, Metrics, Tls, connections::Connections},
+    metrics::{Direction, Metrics, Tls, bodies::Bodies, connections::Connections},
     net::{
         admission::{Admission, Admitted},
         client_hello::ClientHello,
@@ -390,6 +390,10 @@ impl Upstream {
             Self::Service(service) => &service.traffic,
             Self::Pod(pod) => &pod.traffic,
         }
+    }
+
+    fn bodies(&self) -> &Arc<Bodies> {
+        &self.traffic().bodies
     }
 
     fn connections(&self) -> &Arc<Connections> {

@@ -349,7 +349,7 @@ where
     head.write(request, client.output());
     let delimited = encoder == Encoder::Chunked || head.framing != Framing::UntilClose;
     let mut answer = Answer {
-        download: Transfer::new(head.framing, encoder),
+        download: Transfer::new(head.framing, encoder).in_answer_to(upload),
         patience,
         uploading: true,
         upload_broken: false,

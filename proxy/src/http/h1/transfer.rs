@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,6 +12,7 @@ use super::{
     body::{BadBody, Decoder, Encoder, Framing, Piece},
     wire::Wire,
 };
+use crate::metrics::bodies::Bodies;
 
 /// Output below this waits for more of a body that is at hand, so that a head and a small body
 /// leave in one write.
@@ -29,6 +31,15 @@ pub struct Transfer {
     ended: bool,
     /// Bytes of content so far.
     moved: u64,
+    /// Where they are counted too.
+    counted: Option<(Whose, Arc<Bodies>)>,
+}
+
+/// Which message a body belongs to.
+#[derive(Debug, Clone, Copy)]
+enum Whose {
+    Request,
+    Response,
 }
 
 /// Why a body did not arrive.
@@ -47,12 +58,24 @@ impl Transfer {
         let decoder = Decoder::new(framing);
         // What has no body has no end that must be said.
         let ended = decoder.is_done();
-        Self { decoder, encoder, kept: None, ended, moved: 0 }
+        Self { decoder, encoder, kept: None, ended, moved: 0, counted: None }
     }
 
     /// Keeps a copy of the content, as long as it is at most `MAX_KEPT` bytes.
     pub(super) fn keeping(mut self) -> Self {
         self.kept = Some(Vec::new());
+        self
+    }
+
+    /// Counts what moves of a request's body, and of that of the response to it.
+    pub fn counted_in(&mut self, bodies: &Arc<Bodies>) {
+        self.counted = Some((Whose::Request, Arc::clone(bodies)));
+    }
+
+    /// The body of a response is counted where that of its request is.
+    pub(super) fn in_answer_to(mut self, upload: &Self) -> Self {
+        let counted = upload.counted.as_ref().filter(|_| !self.ended);
+        self.counted = counted.map(|(_, bodies)| (Whose::Response, Arc::clone(bodies)));
         self
     }
 
@@ -163,7 +186,7 @@ impl Transfer {
             at += used;
             match piece {
                 Piece::Data(data) => {
-                    self.moved += data.len() as u64;
+                    self.count(data.len());
                     self.keep(data);
                     let through = self.encoder == Encoder::Plain
                         && data.len() >= LARGE
@@ -195,6 +218,15 @@ impl Transfer {
         self.encoder.end(self.decoder.trailers(), to.output());
         self.ended = true;
         true
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        match &self.counted {
+            Some((Whose::Request, bodies)) => bodies.of_request(bytes),
+            Some((Whose::Response, bodies)) => bodies.of_response(bytes),
+            None => {}
+        }
     }
 
     fn keep(&mut self, data: &[u8]) {

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,15 +19,15 @@ use super::{
     headers::strip_ours,
     replay::{Attempt, BodyError, Replay},
 };
-use crate::{error::Reason, http::answer};
+use crate::{error::Reason, http::answer, metrics::bodies::Bodies};
 
 /// Body of a request on its way upstream.
 #[derive(Debug)]
 pub enum RequestBody {
     /// None.
     Empty,
-    /// Straight from the client.
-    Streaming(Incoming),
+    /// Straight from the client, and where it is counted.
+    Streaming(Incoming, Arc<Bodies>),
     /// Kept for repetition.
     Attempt(Attempt),
 }
@@ -41,8 +42,13 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streaming(body) => {
+            Self::Streaming(body, bodies) => {
                 let frame = std::task::ready!(Pin::new(body).poll_frame(cx));
+                if let Some(Ok(data)) =
+                    frame.as_ref().map(|frame| frame.as_ref().map(Frame::data_ref))
+                {
+                    bodies.of_request(data.map_or(0, Bytes::len));
+                }
                 Poll::Ready(frame.map(|f| f.map(without_ours).map_err(BodyError::client)))
             }
             Self::Attempt(body) => Pin::new(body).poll_frame(cx),
@@ -52,7 +58,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Streaming(body) => body.is_end_stream(),
+            Self::Streaming(body, _) => body.is_end_stream(),
             Self::Attempt(body) => body.is_end_stream(),
         }
     }
@@ -61,7 +67,7 @@ impl Body for RequestBody {
         match self {
             // An exact length would become a Content-Length that the client did not send.
             Self::Empty => SizeHint::default(),
-            Self::Streaming(body) => body.size_hint(),
+            Self::Streaming(body, _) => body.size_hint(),
             Self::Attempt(body) => body.size_hint(),
         }
     }
@@ -115,7 +121,8 @@ pub struct Origin {
 #[derive(Debug)]
 enum Inner {
     Made(Option<Bytes>),
-    Upstream(Incoming),
+    /// With where it is counted.
+    Upstream(Incoming, Arc<Bodies>),
     /// A last word was said.
     Over,
 }
@@ -187,9 +194,9 @@ impl<G: OnEnd> ResponseBody<G> {
     pub fn upstream(
         (first, body): (Option<Frame<Bytes>>, Incoming),
         on_end: G,
-        from: Origin,
+        (from, bodies): (Origin, Arc<Bodies>),
     ) -> Self {
-        let inner = Inner::Upstream(body);
+        let inner = Inner::Upstream(body, bodies);
         let mut this = Self { inner, first, on_end: Some(on_end), bounds: None, from };
         if this.is_end_stream() {
             this.end(End::Complete(None));
@@ -220,10 +227,10 @@ impl<G: OnEnd> Body for ResponseBody<G> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let body = match &mut this.inner {
+        let (body, bodies) = match &mut this.inner {
             Inner::Made(text) => return Poll::Ready(text.take().map(|data| Ok(Frame::data(data)))),
             Inner::Over => return Poll::Ready(None),
-            Inner::Upstream(body) => body,
+            Inner::Upstream(body, bodies) => (body, bodies),
         };
         let polled = match this.first.take() {
             Some(first) => Poll::Ready(Some(Ok(first))),
@@ -253,8 +260,12 @@ impl<G: OnEnd> Body for ResponseBody<G> {
             Some(Ok(frame)) if frame.is_trailers() => {
                 this.end(End::Complete(frame.trailers_ref()));
             }
-            Some(Ok(_)) if last => this.end(End::Complete(None)),
-            Some(Ok(_)) => {}
+            Some(Ok(frame)) => {
+                bodies.of_response(frame.data_ref().map_or(0, Bytes::len));
+                if last {
+                    this.end(End::Complete(None));
+                }
+            }
         }
         Poll::Ready(frame)
     }
@@ -263,16 +274,16 @@ impl<G: OnEnd> Body for ResponseBody<G> {
         match &self.inner {
             Inner::Made(text) => text.is_none(),
             Inner::Over => true,
-            Inner::Upstream(body) => self.first.is_none() && body.is_end_stream(),
+            Inner::Upstream(body, _) => self.first.is_none() && body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Upstream(_) if self.first.is_some() => SizeHint::default(),
+            Inner::Upstream(..) if self.first.is_some() => SizeHint::default(),
             Inner::Made(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
             Inner::Over => SizeHint::with_exact(0),
-            Inner::Upstream(body) => body.size_hint(),
+            Inner::Upstream(body, _) => body.size_hint(),
         }
     }
 }

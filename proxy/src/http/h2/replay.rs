@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::headers::strip_ours;
-use crate::http::MAX_KEPT;
+use crate::{http::MAX_KEPT, metrics::bodies::Bodies};
 
 /// A request body that attempts are made from.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ struct Shared<B> {
     attempt: u32,
     /// Frames that came from the client.
     frames: u64,
+    /// Where its bytes are counted.
+    counted: Option<Arc<Bodies>>,
 }
 
 /// The body of one attempt.
@@ -111,6 +113,7 @@ impl<B: Body<Data = Bytes>> Replay<B> {
             too_long: false,
             attempt: 0,
             frames: 0,
+            counted: None,
         };
         Self(Arc::new(Inner { shared: Mutex::new(shared), ended: Notify::new() }))
     }
@@ -146,9 +149,19 @@ impl<B: Body<Data = Bytes>> Replay<B> {
             too_long: false,
             attempt: 0,
             frames: 0,
+            counted: None,
         };
         drop(shared);
         Some(Self(Arc::new(Inner { shared: Mutex::new(copy), ended: Notify::new() })))
+    }
+
+    /// Counts what comes of it from now on; of a copy, all.
+    pub fn counted_in(&self, bodies: &Arc<Bodies>) {
+        let mut shared = self.0.shared.lock();
+        if shared.source.is_none() {
+            bodies.of_request(shared.kept_len);
+        }
+        shared.counted = Some(Arc::clone(bodies));
     }
 
     /// Whether another attempt can be made.
@@ -205,6 +218,9 @@ where
                 }
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
+                        if let Some(bodies) = &shared.counted {
+                            bodies.of_request(data.len());
+                        }
                         shared.keep(&data);
                         this.next = shared.kept.len();
                         if shared.source.as_ref().is_none_or(B::is_end_stream) {

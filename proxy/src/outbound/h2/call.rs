@@ -28,6 +28,7 @@ use crate::{
     },
     outbound::{
         Outbound, Snapshot,
+        attempt::Exchange,
         call::{Answer, Bounds, Call, NoAnswer, Via},
         deadline,
         dial::Key,
@@ -66,11 +67,15 @@ pub(super) struct H2Answer {
 impl<'a> H2Call<'a> {
     /// `patient`: the client says itself how long it waits.
     pub(super) fn new(
-        outbound: &'a Arc<Outbound>,
+        exchange: &Exchange<'a>,
         parts: &'a request::Parts,
         body: Option<Replay>,
         (grpc, patient): (bool, bool),
     ) -> Self {
+        if let Some(body) = &body {
+            body.counted_in(exchange.upstream.bodies());
+        }
+        let outbound = exchange.outbound;
         Self { outbound, parts, body, grpc, grpc_timeout: patient }
     }
 }

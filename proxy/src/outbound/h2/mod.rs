@@ -84,7 +84,7 @@ pub(super) async fn handle(
     let patience = grpc.then(|| deadline::read(&parts.headers)).flatten();
     let from = (requests.client, story.started);
     let exchange = Exchange::new(outbound, (&upstream, snapshot), from, patience);
-    let mut call = H2Call::new(outbound, &parts, body, (grpc, patience.is_some()));
+    let mut call = H2Call::new(&exchange, &parts, body, (grpc, patience.is_some()));
     let facts = Facts { method: &parts.method, grpc, head: &parts };
     match exchange.run(&mut call, facts, &mut story).await {
         Ok(taken) => {
@@ -124,7 +124,7 @@ async fn routed(
     let from = (requests.client, story.started);
     let snapshot = going.snapshot();
     let exchange = Exchange::new(outbound, (&going.upstream, snapshot), from, patience);
-    let mut call = H2Call::new(outbound, &parts, body, (grpc, patience.is_some()));
+    let mut call = H2Call::new(&exchange, &parts, body, (grpc, patience.is_some()));
     let facts = Facts { method: &parts.method, grpc, head: &parts };
     let answered = exchange.run(&mut call, facts, &mut story).await;
     let changes = &going.changes;
@@ -189,7 +189,7 @@ async fn send_copy(
     let snapshot = mirror::snapshot(&upstream);
     let exchange = Exchange::new(&outbound, (&upstream, snapshot), from, None);
     let grpc = is_grpc(&parts.headers);
-    let mut call = H2Call::new(&outbound, &parts, body, (grpc, false));
+    let mut call = H2Call::new(&exchange, &parts, body, (grpc, false));
     let facts = Facts { method: &parts.method, grpc, head: &parts };
     let Ok(taken) = exchange.run(&mut call, facts, &mut story).await else { return false };
     let rest = (call.body.take(), stream);
@@ -263,7 +263,9 @@ fn finish(
         return response.map(|_| ResponseBody::made(Bytes::new()));
     }
     let bounds = body::Bounds::new(end.map(|deadline| deadline.at), idle, upload);
-    response.map(|body| ResponseBody::upstream((first, body), done, from).bounded(bounds))
+    let counted = Arc::clone(exchange.upstream.bodies());
+    response
+        .map(|body| ResponseBody::upstream((first, body), done, (from, counted)).bounded(bounds))
 }
 
 /// Carries the bytes of a `CONNECT` on a task of its own. The request is over when they are.
