@@ -165,6 +165,20 @@ impl Wire {
                 .is_err()
     }
 
+    /// Whether a connection ends in a reset, with nothing said on it. Where the other side ends it at once,
+    /// that may come as early as in the answer to the dial.
+    ///
+    /// # Panics
+    /// Where it is silent.
+    pub async fn is_refused(addr: SocketAddr, first_word: &[u8]) -> bool {
+        let Ok(mut stream) = within("a dial", TcpStream::connect(addr)).await else { return true };
+        if stream.write_all(first_word).await.is_err() {
+            return true;
+        }
+        let mut said = Vec::new();
+        within("a reset", stream.read_to_end(&mut said)).await.is_err() && said.is_empty()
+    }
+
     /// Ends this direction.
     ///
     /// # Panics

@@ -243,6 +243,10 @@ pub(crate) struct Decision {
     pub(crate) attempts_untold: u32,
     #[serde(deserialize_with = "or_default")]
     pub(crate) tried: Vec<String>,
+    /// Of a connection that was carried: bytes from the one who opened it.
+    pub(crate) sent_bytes: Option<u64>,
+    /// And back.
+    pub(crate) received_bytes: Option<u64>,
     pub(crate) timeouts: Option<Timeouts>,
     pub(crate) retry_budget_left: Option<f64>,
     #[serde(deserialize_with = "or_default")]

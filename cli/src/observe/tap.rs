@@ -323,7 +323,12 @@ fn one_line(member: &Member, record: &Decision) -> String {
     };
     let took = record.phases.total_us.map(micros).or(record.elapsed_ms.map(millis));
     let took = took.map_or_else(String::new, |took| format!(" {took}"));
-    let mut line = format!("{time}{way} {} {} {status}{took}", record.method, record.path);
+    let what = match (record.sent_bytes, record.received_bytes) {
+        (Some(sent), Some(received)) => format!("tcp {sent} B there, {received} B back,"),
+        _ if record.protocol == "tcp" => "tcp -".to_owned(),
+        _ => format!("{} {} {status}", record.method, record.path),
+    };
+    let mut line = format!("{time}{way} {what}{took}");
     let last = record.attempts.last().and_then(|attempt| attempt.endpoint.as_ref());
     let notes = [
         ("reason", record.reason.as_ref()),
@@ -415,6 +420,22 @@ mod tests {
             one_line(&member(), &answer.decisions[0])
         });
         golden("tap.txt", &lines);
+    }
+
+    #[test]
+    fn a_connection_has_bytes_where_a_request_has_its_status() {
+        let mut record = Decision {
+            direction: "outbound".to_owned(),
+            target: "shop/db:3306".to_owned(),
+            protocol: "tcp".to_owned(),
+            elapsed_ms: Some(1500.0),
+            ..Decision::default()
+        };
+        let line = |record: &Decision| one_line(&member(), record);
+        assert_eq!(line(&record), "shop/frontend-0 -> shop/db:3306 tcp - 1.5 s");
+        (record.sent_bytes, record.received_bytes) = (Some(120), Some(4000));
+        let carried = "shop/frontend-0 -> shop/db:3306 tcp 120 B there, 4000 B back, 1.5 s";
+        assert_eq!(line(&record), carried);
     }
 
     #[test]

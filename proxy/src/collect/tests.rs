@@ -104,6 +104,8 @@ fn count_everything(world: &mut World) {
     });
     let counters =
         [&traffic.requests, &traffic.retries, &traffic.ejections, &traffic.connections.bytes[0]];
+    traffic.bodies.of_request(1);
+    traffic.bodies.of_response(1);
     counters.into_iter().for_each(one);
     traffic.budget(Default::default()).deposit(now);
     drop(traffic.connections.open(Tls::Mutual));
@@ -113,6 +115,8 @@ fn count_everything(world: &mut World) {
     let (_, backend) = route.backends().remove(0);
     one(&backend.requests);
     let port = metrics.inbound.port(8080, now);
+    port.bodies.of_request(1);
+    port.bodies.of_response(1);
     let counted = Counted { caller: port.caller(None), port };
     counted.arrived(Tls::None, Verdict::Audit);
     let failed = answered(Rpc::Said(14));
@@ -207,6 +211,8 @@ async fn everything_is_shown_with_what_was_counted() {
         format!("remora_outbound_grpc_responses_total{{{of},grpc_status=\"UNAVAILABLE\"}} 2"),
         format!("remora_outbound_http_failures_total{{{of}}} 1"),
         format!("remora_outbound_http_cancelled_total{{{of}}} 1"),
+        format!("remora_outbound_http_request_body_bytes_total{{{of}}} 1"),
+        "remora_inbound_http_response_body_bytes_total{port=\"8080\"} 1".to_owned(),
         format!("remora_outbound_http_latency_seconds_sum{{{of}}} 0.002"),
         format!("remora_outbound_http_latency_seconds_bucket{{le=\"0.0005\",{of}}} 0"),
         format!("remora_outbound_http_latency_seconds_bucket{{le=\"0.001\",{of}}} 2"),

@@ -1,6 +1,6 @@
 //! Who may call the pod's own ports, and what they speak.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use remora_core::{names::DEFAULT_OPAQUE_PORTS, settings::DefaultPolicy};
 use remora_proto::v1 as pb;
@@ -25,6 +25,12 @@ pub struct InboundPort {
     pub protocol: Protocol,
     /// HTTP paths that kubelet probes; allowed without identity.
     pub probe_paths: Vec<Box<str>>,
+}
+
+impl fmt::Display for InboundPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "default-inbound-policy {}", self.default)
+    }
 }
 
 impl InboundPolicy {

@@ -21,8 +21,8 @@ use crate::{
     },
     sight::{
         DECISION_ID_NAME,
+        finished::{Answered, Described, Finished},
         id::DecisionId,
-        record::{Answered, Described, Finished},
         story::Story,
     },
 };
@@ -139,9 +139,10 @@ impl Requests {
             route: None,
             client: arrival.address(),
             peer: arrival.identity(),
-            policy: Some(format!("default-inbound-policy {}", policy.default)),
+            policy: Some(policy.to_string()),
             rules: None,
             story: told.story,
+            carried: None,
             result,
             ended: Instant::now(),
         };

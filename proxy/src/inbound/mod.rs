@@ -36,7 +36,11 @@ use crate::{
         prefixed::Prefixed,
     },
     shared::Shared,
-    sight::{Sight, record::Refused},
+    sight::{
+        Sight,
+        finished::{self, Connection},
+        story::Story,
+    },
     tls::{self, Alpn, identity::Identity},
 };
 use authorize::Caller;
@@ -267,12 +271,13 @@ impl Inbound {
     where
         IO: AsyncRead + AsyncWrite + Reset + Unpin,
     {
+        let story = Story::of_connection(tokio::time::Instant::now());
         let mut app = match self.allowed(&arrival, policy).await {
             Ok(app) => app,
             Err(error) => return self.turn_away(&client, &arrival, &error),
         };
-        let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-        self.relay(&mut client, &mut app).await;
+        let sides = (&mut client, &mut app);
+        self.relay(sides, (&arrival, &story), Carried::default()).await;
     }
 
     /// A silent caller: connect, and see who speaks.
@@ -282,6 +287,7 @@ impl Inbound {
         arrival: Arrival,
         policy: &InboundPolicy,
     ) {
+        let story = Story::of_connection(tokio::time::Instant::now());
         let mut app = match self.allowed(&arrival, policy).await {
             Ok(app) => app,
             Err(error) => return self.turn_away(&client, &arrival, &error),
@@ -302,8 +308,8 @@ impl Inbound {
             if client.write_all(&greeting).await.is_err() {
                 return app.reset();
             }
-            let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-            return self.relay(&mut client, &mut app).await;
+            let carried = Carried { b_to_a: greeting.len() as u64, ..Carried::default() };
+            return self.relay((&mut client, &mut app), (&arrival, &story), carried).await;
         }
         let found = if question.is_empty() {
             Detected::Opaque
@@ -323,8 +329,8 @@ impl Inbound {
             Detected::Http2 => self.http(client, question, Version::H2, arrival).await,
             _ => {
                 let mut client = Prefixed::new(question.freeze(), client);
-                let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
-                self.relay(&mut client, &mut app).await;
+                let sides = (&mut client, &mut app);
+                self.relay(sides, (&arrival, &story), Carried::default()).await;
             }
         }
     }
@@ -343,27 +349,51 @@ impl Inbound {
         self.identity.current().map(|m| Arc::from(m.id().trust_domain()))
     }
 
-    async fn relay<C>(&self, client: &mut C, app: &mut TcpStream)
-    where
+    /// Carries what there is after what was `carried` already.
+    async fn relay<C>(
+        &self,
+        (client, app): (&mut C, &mut TcpStream),
+        (arrival, story): (&Arrival, &Story),
+        mut carried: Carried,
+    ) where
         C: AsyncRead + AsyncWrite + Reset + Unpin,
     {
-        let mut carried = Carried::default();
+        let _open = self.metrics.connection(Direction::Inbound, arrival.tls);
         if let Err(error) = copy::bidirectional(client, app, &mut carried, None).await {
             tracing::debug!(%error, "connection broke");
         }
-        self.metrics.carried(Direction::Inbound, carried.a_to_b, carried.b_to_a);
+        let Carried { a_to_b: sent, b_to_a: received } = carried;
+        self.metrics.carried(Direction::Inbound, sent, received);
+        let carried = Some(finished::Carried { sent, received, host: None });
+        self.tell((arrival, story), carried, None);
     }
 
-    /// The same for one whose caller is known; it is recorded.
-    fn turn_away(&self, client: &impl Reset, arrival: &Arrival, error: &Error) {
-        let refused = Refused {
+    /// Records a connection that is over, or not carried.
+    fn tell(
+        &self,
+        (arrival, story): (&Arrival, &Story),
+        carried: Option<finished::Carried<'_>>,
+        error: Option<&Error>,
+    ) {
+        let policy = self.discovery.inbound_policy();
+        let over = Connection {
             direction: Direction::Inbound,
             target: &arrival.app,
+            service: None,
             client: arrival.address(),
             peer: arrival.identity(),
+            policy: Some(&*policy),
+            story,
+            carried,
             error,
         };
-        self.sight.refused(&refused, tokio::time::Instant::now());
+        self.sight.connection(over, tokio::time::Instant::now());
+    }
+
+    /// Ends a connection whose caller is known; it is recorded.
+    fn turn_away(&self, client: &impl Reset, arrival: &Arrival, error: &Error) {
+        let story = Story::of_connection(tokio::time::Instant::now());
+        self.tell((arrival, &story), None, Some(error));
         self.refuse(client, error);
     }
 

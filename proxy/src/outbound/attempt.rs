@@ -33,7 +33,7 @@ use crate::{
     fields::Fields,
     http::answer::grpc_status,
     sight::{
-        record::Described,
+        finished::Described,
         story::{self, Attempt, Story},
     },
 };

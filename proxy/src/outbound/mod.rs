@@ -14,6 +14,7 @@ mod h2;
 pub mod http;
 mod learned;
 mod mirror;
+mod passage;
 mod places;
 mod record;
 mod routed;
@@ -25,6 +26,7 @@ mod verdict;
 
 use std::{
     collections::HashSet,
+    fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
@@ -60,7 +62,7 @@ use crate::{
         prefixed::Prefixed,
     },
     shared::Shared,
-    sight::{Sight, record::Refused},
+    sight::{Sight, finished::Connection, story::Story},
     tls::identity::Identity,
 };
 
@@ -268,7 +270,8 @@ impl Outbound {
                 };
                 match self.stream_upstream(&upstream, name).await {
                     Ok(via) => {
-                        tcp::carry(&self, Prefixed::new(seen.freeze(), client), &via).await;
+                        let client = Prefixed::new(seen.freeze(), client);
+                        tcp::carry(&self, client, (&upstream, &via)).await;
                     }
                     Err(error) => self.refuse(&client, &error),
                 }
@@ -318,14 +321,19 @@ impl Outbound {
         self.metrics.error(Direction::Outbound, error.reason());
         let to = original_destination(client).or_else(|_| client.local_addr());
         let to = to.map_or("a connection that is gone".to_owned(), |to| to.to_string());
-        let refused = Refused {
+        let now = tokio::time::Instant::now();
+        let refused = Connection {
             direction: Direction::Outbound,
             target: &to,
+            service: None,
             client: Some(address_of(client)),
             peer: None,
-            error,
+            policy: None,
+            story: &Story::of_connection(now),
+            carried: None,
+            error: Some(error),
         };
-        self.sight.refused(&refused, tokio::time::Instant::now());
+        self.sight.connection(refused, now);
     }
 
     /// Counts a connection that is not carried, and tells its client why, where it can be told.
@@ -338,15 +346,28 @@ impl Outbound {
         self.metrics.error(Direction::Outbound, reason);
     }
 
-    /// Counts a connection of bytes that did not end in order, where the end was our doing.
-    fn cut(&self, broken: &copy::Broken) {
+    /// Counts a connection of bytes that did not end in order, and says why, where the end was our doing.
+    fn cut(&self, broken: &copy::Broken) -> Option<Error> {
         let error = match *broken {
             copy::Broken::Idle { after, owing: copy::Side::A } => Error::ClientIdle(after),
             copy::Broken::Idle { after, owing: copy::Side::B } => Error::UpstreamIdle(after),
-            copy::Broken::Io(_) => return tracing::debug!(%broken, "connection broke"),
+            copy::Broken::Io(_) => {
+                tracing::debug!(%broken, "connection broke");
+                return None;
+            }
         };
         self.error(error.reason());
         tracing::debug!(%error, "connection cut");
+        Some(error)
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(service) => service.id.fmt(f),
+            Self::Pod(pod) => pod.endpoint.addr.fmt(f),
+        }
     }
 }
 
@@ -358,10 +379,7 @@ fn address_of(client: &TcpStream) -> IpAddr {
 impl Upstream {
     /// For error texts.
     fn name(&self) -> String {
-        match self {
-            Self::Service(service) => service.id.to_string(),
-            Self::Pod(pod) => pod.endpoint.addr.to_string(),
-        }
+        self.to_string()
     }
 
     /// Policy and endpoints of one moment.

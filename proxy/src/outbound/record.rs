@@ -23,8 +23,8 @@ use crate::{
     metrics::{Direction, flow::Finished as Given},
     sight::{
         DECISION_ID_NAME,
+        finished::{Answered, Described, Finished, Rules},
         id::DecisionId,
-        record::{Answered, Described, Finished, Rules},
         story::{Outcome, Story},
     },
 };
@@ -127,6 +127,7 @@ impl Outbound {
             policy: None,
             rules,
             story: told.story,
+            carried: None,
             result,
             ended: now,
         };

@@ -34,7 +34,7 @@ use crate::{
         fault::Abort,
         stream::StreamRoute,
     },
-    sight::{record::Described, story::Story},
+    sight::{finished::Described, story::Story},
 };
 
 /// How long a client may take to say its first word where nothing but a name in it says where its

@@ -11,6 +11,7 @@
 
 pub mod access_log;
 pub mod filter;
+pub mod finished;
 pub mod id;
 pub mod record;
 mod ring;
@@ -38,8 +39,9 @@ use tokio::{
 use self::{
     access_log::AccessLog,
     filter::Filter,
+    finished::{Answered, Connection, Finished},
     id::{DecisionId, Ids},
-    record::{Decision, Finished, Refused, Shown},
+    record::{Decision, Shown},
     ring::Ring,
     story::Story,
     traces::Tracer,
@@ -194,23 +196,27 @@ impl Sight {
         let _ = self.taps.send(decision);
     }
 
-    /// Records a connection that is not carried.
-    pub fn refused(&self, refused: &Refused<'_>, now: Instant) {
-        let Refused { direction, target, client, peer, error } = *refused;
-        let story = Story::of_connection(now);
+    /// Makes what is wanted of a connection that is over, or not carried.
+    pub fn connection(&self, connection: Connection<'_>, now: Instant) {
+        let Connection { direction, target, service, client, peer, policy, story, .. } = connection;
+        let wanted = self.wants(story, connection.error.is_some());
+        if !wanted.any() {
+            return;
+        }
         let finished = Finished {
             direction,
             about: None,
             grpc: false,
             target,
-            service: None,
+            service,
             route: None,
             client,
             peer,
-            policy: None,
+            policy: policy.map(ToString::to_string),
             rules: None,
-            story: &story,
-            result: Err(error),
+            story,
+            carried: connection.carried,
+            result: connection.error.map_or(Ok(Answered::carried(wanted)), Err),
             ended: now,
         };
         self.finished(self.id(), &finished);

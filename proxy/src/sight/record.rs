@@ -1,151 +1,28 @@
 //! Records of single requests, as `/decisions` shows them.
 
 use std::{
-    borrow::Cow,
-    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use http::{Method, StatusCode, Uri, request::Parts};
-use remora_core::spiffe::SpiffeId;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::{
-    Wanted,
+    finished::{Finished, Rules},
     id::DecisionId,
-    story::{Attempt, Outcome, Story},
+    story::{Attempt, Outcome},
 };
-use crate::{
-    balance::{
-        breaker,
-        choice::By,
-        policy::{Policy, RetryPolicy, TimeoutPolicy},
-        retry::{Sent, Verdict},
-    },
-    error::Error,
-    http::h1::request::RequestHead,
-    metrics::{
-        Direction,
-        flow::{End, Finished as Given, Rpc},
-    },
-    route::Message,
+use crate::balance::{
+    breaker,
+    choice::By,
+    policy::TimeoutPolicy,
+    retry::{Sent, Verdict},
 };
 
 /// Bytes of a path, or of a host, that are kept.
 const MAX_TEXT: usize = 256;
-
-/// What a record tells of a request's head.
-#[derive(Debug, Clone, Copy)]
-pub struct About<'a> {
-    /// Its method.
-    pub method: &'a Method,
-    /// Its path, without the query, which may hold secrets.
-    pub path: &'a str,
-    /// Whom it names.
-    pub host: Option<&'a str>,
-    /// `http/1.1` or `http/2`.
-    pub protocol: &'static str,
-}
-
-/// A connection that is not carried.
-pub struct Refused<'a> {
-    /// Which way it went.
-    pub direction: Direction,
-    /// Where it was going.
-    pub target: &'a dyn fmt::Display,
-    /// Where it came from.
-    pub client: Option<IpAddr>,
-    /// Who its caller proved to be.
-    pub peer: Option<&'a SpiffeId>,
-    /// Why not.
-    pub error: &'a Error,
-}
-
-/// A request's head, whatever its codec keeps it in. Asked only where a record is made.
-pub trait Described: Sync {
-    /// What is told of it.
-    fn about(&self) -> About<'_>;
-}
-
-/// A request that is over, or that the proxy is about to answer itself.
-pub struct Finished<'a> {
-    /// Which way it went.
-    pub direction: Direction,
-    /// Its head; `None`: a connection, of which no request was read.
-    pub about: Option<About<'a>>,
-    /// Whether it was gRPC.
-    pub grpc: bool,
-    /// Whom it was for: a Service, or the address of the application.
-    pub target: &'a dyn fmt::Display,
-    /// Which Service it went to.
-    pub service: Option<&'a dyn fmt::Display>,
-    /// The route that it took, and why that one.
-    pub route: Option<(&'a str, Cow<'a, str>)>,
-    /// Where its connection came from.
-    pub client: Option<IpAddr>,
-    /// Who its caller proved to be.
-    pub peer: Option<&'a SpiffeId>,
-    /// The policy that let it in or not.
-    pub policy: Option<String>,
-    /// What was in force for it.
-    pub rules: Option<Rules<'a>>,
-    /// What it went through.
-    pub story: &'a Story,
-    /// What its client got.
-    pub result: Result<Answered, &'a Error>,
-    /// When it was over.
-    pub ended: Instant,
-}
-
-/// Bounds on a request.
-#[derive(Debug, Clone, Copy)]
-pub struct Rules<'a> {
-    /// Breaker and balancer.
-    pub policy: &'a Policy,
-    /// Its time-outs.
-    pub timeouts: &'a TimeoutPolicy,
-    /// What was retried.
-    pub retry: Option<&'a RetryPolicy>,
-    /// Retries that the budget still allowed.
-    pub budget_left: Option<u64>,
-}
-
-/// A response that the client got, or did not wait for.
-#[derive(Debug, Clone, Copy)]
-pub struct Answered {
-    /// Its status; `None`: the client left before there was one.
-    pub status: Option<StatusCode>,
-    /// gRPC's status.
-    pub grpc: Option<u32>,
-    /// Whether it counts as a failure of the one who gave it.
-    pub failure: bool,
-    /// Whether the client left before all of it was there.
-    pub left: bool,
-    /// What somebody wants of it.
-    pub wanted: Wanted,
-}
-
-impl Answered {
-    /// A response as it is counted.
-    #[must_use]
-    pub fn of(given: &Given, wanted: Wanted) -> Self {
-        let grpc = match given.rpc {
-            Rpc::Said(code) => Some(code),
-            Rpc::No | Rpc::Unsaid => None,
-        };
-        let left = given.end == End::Cancelled;
-        Self { status: Some(given.status), grpc, failure: given.failed(), left, wanted }
-    }
-
-    /// None, since the client left.
-    #[must_use]
-    pub fn not_waited_for(wanted: Wanted) -> Self {
-        Self { status: None, grpc: None, failure: false, left: true, wanted }
-    }
-}
 
 /// One request, recorded.
 #[derive(Debug, Clone, Serialize)]
@@ -175,6 +52,8 @@ pub struct Decision {
     /// Attempts beyond those.
     attempts_untold: u32,
     tried: Vec<SocketAddr>,
+    sent_bytes: Option<u64>,
+    received_bytes: Option<u64>,
     timeouts: Option<Timeouts>,
     retry_budget_left: Option<u64>,
     phases: Phases,
@@ -272,7 +151,7 @@ impl Decision {
             },
             method: about.map(|about| about.method.to_string()),
             path: about.map(|about| cut(about.path).to_owned()),
-            host: about.and_then(|about| about.host).map(|host| cut(host).to_owned()),
+            host: finished.host().map(|host| cut(host).to_owned()),
             status: about.and_then(|_| Some(finished.status()?.as_u16())),
             grpc_status: finished.grpc_status(),
             reason: error.map(|error| error.reason().as_str()),
@@ -285,6 +164,8 @@ impl Decision {
             attempts,
             attempts_untold: story.untold,
             tried,
+            sent_bytes: finished.carried.map(|carried| carried.sent),
+            received_bytes: finished.carried.map(|carried| carried.received),
             timeouts: finished.rules.map(Timeouts::of),
             retry_budget_left: finished.rules.and_then(|rules| rules.budget_left),
             phases: Phases {
@@ -398,6 +279,10 @@ fn told(attempt: &Attempt, finished: &Finished<'_>) -> Told {
             told.head_us = Some(since(*head));
             told.may_have_run = may_have_run(Sent::Yes);
         }
+        Outcome::Connected(at) => {
+            told.connect_us = Some(micros(at.saturating_duration_since(attempt.began)));
+            told.may_have_run = may_have_run(Sent::Yes);
+        }
         Outcome::Failed { reason, error, sent, .. } => {
             told.reason = Some(reason.as_str());
             told.error = Some(error.clone());
@@ -454,30 +339,4 @@ fn micros(duration: Duration) -> u64 {
 pub(super) fn cut(text: &str) -> &str {
     let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
     &text[..ends.take_while(|end| *end <= MAX_TEXT).last().unwrap_or(0)]
-}
-
-impl Described for RequestHead {
-    fn about(&self) -> About<'_> {
-        let (path, host) = (self.path(), self.authority());
-        About { method: &self.method, path, host, protocol: "http/1.1" }
-    }
-}
-
-impl Described for Parts {
-    fn about(&self) -> About<'_> {
-        About {
-            method: &self.method,
-            path: self.uri.path(),
-            host: self.authority(),
-            protocol: "http/2",
-        }
-    }
-}
-
-impl Described for (Method, Uri) {
-    fn about(&self) -> About<'_> {
-        let (method, uri) = self;
-        let host = uri.authority().map(http::uri::Authority::as_str);
-        About { method, path: uri.path(), host, protocol: "http/2" }
-    }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::{Method, StatusCode};
 
-use super::record::{Answered, Finished};
+use super::finished::{Answered, Finished};
 use crate::metrics::{Direction, grpc};
 
 /// `http.request.method` of what is none of the well-known ones.

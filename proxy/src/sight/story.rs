@@ -74,6 +74,8 @@ pub enum Outcome {
         /// When the head was there.
         head: Instant,
     },
+    /// A connection that is carried as bytes, since then.
+    Connected(Instant),
     /// None.
     Failed {
         /// Why.
@@ -165,7 +167,10 @@ impl Attempt {
         match (self.verdict, &self.result) {
             (_, Outcome::GivenUp) => "given-up",
             (Verdict::Retry { .. }, _) => "retry",
-            (Verdict::Stop(StopReason::NotRetryable), Outcome::Answered { .. }) => "done",
+            (
+                Verdict::Stop(StopReason::NotRetryable),
+                Outcome::Answered { .. } | Outcome::Connected(_),
+            ) => "done",
             (Verdict::Stop(why), _) => why.as_str(),
         }
     }

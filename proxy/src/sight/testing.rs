@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     Sight, Wanted,
-    record::{About, Answered, Finished},
+    finished::{About, Answered, Finished},
     story::{Attempt, Outcome, Story},
 };
 use crate::{
@@ -113,6 +113,7 @@ impl Over {
             policy: None,
             rules: None,
             story: &self.story,
+            carried: None,
             result,
             ended: Instant::now(),
         })

@@ -3,7 +3,7 @@ use tokio::time::Instant;
 
 use super::{
     Filter, MAX_FAILURES, SAMPLE, Sight, Wanted,
-    record::{About, Answered, Finished, Refused},
+    finished::{About, Answered, Connection, Finished},
     story::Story,
     testing::sight,
 };
@@ -35,6 +35,7 @@ fn end(sight: &Sight, path: &str, result: Result<u16, &Error>) {
         policy: None,
         rules: None,
         story: &story,
+        carried: None,
         result,
         ended: Instant::now(),
     };
@@ -157,14 +158,18 @@ async fn long_paths_are_cut_at_a_characters_end() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_carried_is_recorded_without_a_request() {
     let sight = sight();
-    let refused = Refused {
+    let refused = Connection {
         direction: Direction::Inbound,
         target: &"10.0.0.1:5432",
+        service: None,
         client: Some([10, 0, 0, 9].into()),
         peer: None,
-        error: &Error::Denied("no".into()),
+        policy: None,
+        story: &Story::of_connection(Instant::now()),
+        carried: None,
+        error: Some(&Error::Denied("no".into())),
     };
-    sight.refused(&refused, Instant::now());
+    sight.connection(refused, Instant::now());
     let record = &shown(&sight, &Filter::default())[0];
     assert_eq!((&record["protocol"], &record["reason"]), (&"tcp".into(), &"denied".into()));
     assert_eq!(

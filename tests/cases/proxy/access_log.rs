@@ -182,6 +182,28 @@ async fn sampled_has_those_and_one_in_a_hundred_of_the_others() {
 }
 
 #[tokio::test]
+async fn a_connection_of_bytes_has_a_line_when_it_is_over() {
+    let world = World::start(AccessLog::All, Some(LogFormat::Json)).await;
+    let mut client = Wire::dial(world.client.entry("orders")).await;
+    client.send("\x01ping").await;
+    // The application takes it for a bad request.
+    let answer = client.rest().await.unwrap();
+    drop(client);
+    let line: Value = serde_json::from_str(&world.lines(1).await[0]).unwrap();
+    for (key, wanted) in [
+        ("network.transport", Value::from("tcp")),
+        ("remora.target", "shop/orders:80".into()),
+        ("remora.attempts", 1.into()),
+        ("remora.peer", world.server.pod.identity().into()),
+        ("remora.sent_bytes", 5.into()),
+        ("remora.received_bytes", answer.len().into()),
+        ("error.type", Value::Null),
+    ] {
+        assert_eq!(line[key], wanted, "{key} of {line:#}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_wait_has_its_line() {
     let world = World::start(AccessLog::Sampled, Some(LogFormat::Json)).await;
     // The first of a hundred has a line anyway.

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use remora_tests::{
     grpc,
-    mesh::Pair,
+    mesh::{Mesh, Pair},
     origin::{Answer, Body, Origin, Speaks, empty, full, get, h1, h2},
     sidecar::Sidecar,
     wait::{eventually, within},
@@ -296,6 +296,51 @@ async fn a_grpc_call_that_fails_in_its_trailers_is_recorded_with_its_code() {
         let record = &records(sidecar, "failed=true", 1).await[0];
         assert_eq!((&record["protocol"], &record["grpc_status"]), (&"grpc".into(), &13.into()));
     }
+}
+
+#[tokio::test]
+async fn a_connection_of_bytes_is_recorded_with_what_it_carried() {
+    let (pair, app) = Pair::with_app(&[]).await;
+    let mut client = Wire::dial(pair.entry()).await;
+    client.send("\x01hello").await;
+    let mut server = app.accept().await;
+    server.expect("\x01hello").await;
+    server.send("be greeted").await;
+    client.expect("be greeted").await;
+    drop((client, server));
+    // The first of a hundred is recorded.
+    let outbound = &records(&pair.client, "failed=false", 1).await[0];
+    let inbound = &records(&pair.server, "failed=false", 1).await[0];
+    for record in [outbound, inbound] {
+        assert_eq!(record["protocol"], "tcp");
+        assert_eq!((&record["sent_bytes"], &record["received_bytes"]), (&6.into(), &10.into()));
+        assert_eq!((&record["status"], &record["method"]), (&Value::Null, &Value::Null));
+    }
+    assert_eq!(outbound["target"], "shop/orders:80");
+    let attempt = &outbound["attempts"][0];
+    assert_eq!(attempt["endpoint"], pair.server.pod.address().to_string());
+    assert_eq!((&attempt["verdict"], &attempt["chosen"]), (&"done".into(), &"only-one".into()));
+    assert!(attempt["connect_us"].as_u64().unwrap() > 0, "{attempt:#}");
+    assert_eq!(inbound["peer"], pair.client.pod.identity());
+    assert_eq!(inbound["policy"], "default-inbound-policy all-unauthenticated");
+}
+
+#[tokio::test]
+async fn a_connection_that_finds_no_endpoint_is_recorded_with_those_it_tried() {
+    let mut mesh = Mesh::new();
+    mesh.service("orders", &[]);
+    // Nobody listens there.
+    let (web, orders) = (mesh.pod("web", "web"), mesh.pod("orders-1", "orders"));
+    mesh.start_plane().await;
+    let client = mesh.sidecar(&web, &["orders"]).await;
+    assert!(Wire::is_refused(client.entry("orders"), b"\x01hello").await);
+    let record = &records(&client, "failed=true", 1).await[0];
+    let target = (&record["target"], &record["protocol"], &record["sent_bytes"]);
+    assert_eq!(target, (&"shop/orders:80".into(), &"tcp".into(), &Value::Null));
+    assert_eq!(record["reason"], "connect-failed");
+    let attempt = &record["attempts"][0];
+    assert_eq!(attempt["endpoint"], orders.address().to_string());
+    assert_eq!((&attempt["verdict"], &attempt["may_have_run"]), (&"limit".into(), &"no".into()));
 }
 
 #[tokio::test]

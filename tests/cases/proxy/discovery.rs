@@ -49,8 +49,7 @@ async fn a_port_that_the_service_does_not_have_is_reset_at_once() {
     mesh.start_plane().await;
     let client = mesh.sidecar(&web, &["orders:81", "nowhere"]).await;
     for entry in ["orders", "nowhere"] {
-        let mut wire = Wire::dial(client.entry(entry)).await;
-        assert!(wire.rest().await.is_err(), "{entry}");
+        assert!(Wire::is_refused(client.entry(entry), b"").await, "{entry}");
     }
     let reason = [("direction", "outbound"), ("reason", "no-route")];
     assert_eq!(client.metric("remora_proxy_errors_total", &reason).await, 2);

@@ -23,8 +23,7 @@ async fn a_cluster_address_and_port_are_the_service_whatever_the_host_says() {
     }
     assert!(by_mtls(&server).await > 0);
     // A port that the Service does not have is refused, as by address so by name.
-    let mut wire = Wire::dial(client.entry("10.96.0.5:81")).await;
-    assert!(wire.rest().await.is_err());
+    assert!(Wire::is_refused(client.entry("10.96.0.5:81"), b"").await);
     let reason = [("direction", "outbound"), ("reason", "no-route")];
     assert_eq!(client.metric("remora_proxy_errors_total", &reason).await, 1);
 }

@@ -9,10 +9,6 @@ use remora_tests::{
     wire::{App, Wire},
 };
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
 
 use super::{ask, tells};
 
@@ -43,6 +39,16 @@ async fn a_request_to_the_outside_is_untouched_and_counted_by_its_host() {
     drop(server);
     assert_eq!(wire.rest().await.unwrap(), b"anything");
     client.until(PASSED, &[("host", "example.com")], 1).await;
+    drop(wire);
+    let recorded = eventually("a record", async || {
+        let (_, text) = client.get("/decisions").await;
+        let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
+        shown["decisions"].get(0).cloned()
+    });
+    let record = recorded.await;
+    assert_eq!(record["target"], far.address().to_string());
+    assert_eq!((&record["host"], &record["protocol"]), (&"example.com".into(), &"tcp".into()));
+    assert_eq!(record["received_bytes"], "anything".len());
 
     // A server that speaks first is heard at once, though nothing names it.
     let mut wire = Wire::dial(entry).await;
@@ -103,7 +109,5 @@ async fn a_namespace_that_denies_the_outside_refuses_it_and_a_change_holds_at_on
 
 /// Whether a connection breaks instead of being answered.
 async fn refused(entry: SocketAddr) -> bool {
-    let Ok(mut stream) = TcpStream::connect(entry).await else { return true };
-    let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: far\r\nConnection: close\r\n\r\n");
-    asked.await.is_err() || stream.read_to_end(&mut Vec::new()).await.is_err()
+    Wire::is_refused(entry, b"GET / HTTP/1.1\r\nHost: far\r\nConnection: close\r\n\r\n").await
 }

@@ -102,6 +102,15 @@ fn outcome(record: &Decision) -> String {
         (Some(status), None) => status.to_string(),
         (None, None) => "a closed connection".to_owned(),
     };
+    if let (Some(sent), Some(received)) = (record.sent_bytes, record.received_bytes) {
+        let end = match (&record.reason, &record.error) {
+            (Some(reason), Some(error)) => format!(" The proxy ended it: {reason}: {error}."),
+            _ => String::new(),
+        };
+        return format!(
+            "It was over{after}; {sent} bytes had gone there, and {received} had come back.{end}"
+        );
+    }
     if record.client_left {
         return match record.status {
             None => format!("Its client went away{after}, before there was an answer."),
@@ -379,6 +388,30 @@ mod tests {
     #[test]
     fn the_other_side_tells_who_called_and_which_policy_let_it_in() {
         golden("why-inbound.txt", &told("decision-inbound.json", "orders-1"));
+    }
+
+    #[test]
+    fn a_connection_of_bytes_is_told_by_what_it_carried() {
+        let record = Decision {
+            direction: "outbound".to_owned(),
+            target: "shop/db:3306".to_owned(),
+            service: Some("shop/db:3306".to_owned()),
+            protocol: "tcp".to_owned(),
+            sent_bytes: Some(120),
+            received_bytes: Some(4000),
+            elapsed_ms: Some(1500.0),
+            ..Decision::default()
+        };
+        let told = |record: &Decision| of(&member("a"), record).join(" ");
+        let story = told(&record);
+        let carried = "It was over after 1.5 s; 120 bytes had gone there, and 4000 had come back.";
+        assert!(story.contains("took a connection, for shop/db:3306 (tcp)"), "{story}");
+        assert!(story.contains(carried) && !story.contains("What to do"), "{story}");
+        let reason = Some("response-timeout".to_owned());
+        let error = Some("nothing came for 5s".to_owned());
+        let story = told(&Decision { reason, error, failed: Some(true), ..record });
+        assert!(story.contains("The proxy ended it: response-timeout: nothing came"), "{story}");
+        assert!(story.contains("docs/reasons.md#response-timeout"), "{story}");
     }
 
     #[test]

@@ -7,8 +7,9 @@ use remora_core::telemetry::LogFormat;
 use crate::{
     metrics::Direction,
     sight::{
+        finished::Finished,
         id::DecisionId,
-        record::{Finished, cut},
+        record::cut,
         semantic::{self, Host},
     },
 };
@@ -57,7 +58,7 @@ impl Line<'_> {
         }
         let took = ended.saturating_duration_since(story.started);
         line.number("duration", format_args!("{:.6}", took.as_secs_f64()));
-        if let Some(Host { name, port }) = about.and_then(|about| Host::of(about.host?)) {
+        if let Some(Host { name, port }) = self.finished.host().and_then(Host::of) {
             line.text("server.address", cut(name));
             if let Some(port) = port {
                 line.number("server.port", port);
@@ -104,6 +105,10 @@ impl Line<'_> {
         let served_by = last.and_then(|last| last.endpoint.identity.as_ref());
         if let Some(peer) = peer.or(served_by) {
             line.text("remora.peer", peer.as_str());
+        }
+        if let Some(carried) = self.finished.carried {
+            line.number("remora.sent_bytes", carried.sent);
+            line.number("remora.received_bytes", carried.received);
         }
         if self.finished.client_left() {
             line.number("remora.client_left", true);

@@ -17,7 +17,7 @@ use remora_core::{settings::AccessLog as Which, telemetry::LogFormat};
 use tokio::{sync::Notify, time::timeout};
 
 use self::line::Line;
-use super::{id::DecisionId, record::Finished};
+use super::{finished::Finished, id::DecisionId};
 use crate::metrics::Metrics;
 
 /// Bytes of lines that wait; while some are written, as many again may.

@@ -19,8 +19,8 @@ use remora_core::settings::SampleRate;
 
 use self::{b3::B3, queue::Queue};
 use super::{
+    finished::Finished,
     id::{DecisionId, Ids},
-    record::Finished,
     story::Story,
     trace::{TraceContext, TraceId},
 };

@@ -22,8 +22,9 @@ use crate::{
     balance::retry::Verdict,
     metrics::Direction,
     sight::{
+        finished::{About, Finished},
         id::DecisionId,
-        record::{About, Finished, cut},
+        record::cut,
         semantic::{self, Ending, Host},
         story::{Attempt, Outcome},
         trace::TraceContext,
@@ -159,7 +160,7 @@ impl Maker<'_> {
             Outcome::Failed { reason, error, at, .. } => {
                 (Ending::Failed { reason: reason.as_str(), error: Cow::Borrowed(error) }, *at)
             }
-            Outcome::GivenUp => (Ending::GivenUp, self.finished.ended),
+            Outcome::GivenUp | Outcome::Connected(_) => (Ending::GivenUp, self.finished.ended),
         };
         if let Ending::Answered { status, grpc } = ending {
             attributes.status(status, grpc);
