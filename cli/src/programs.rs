@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use remora_core::{
+    failure,
     names::env,
     telemetry::{self, LogError, LogFormat, LogHandle},
 };
@@ -167,9 +168,9 @@ fn injector(program: Logged<remora_injector::webhook::Args>) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn report<E: std::fmt::Display>(result: Result<ExitCode, E>) -> ExitCode {
+fn report<E: Into<anyhow::Error>>(result: Result<ExitCode, E>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("remora: {error:#}");
+        eprintln!("remora: {}", failure::sentence(error.into().chain()));
         ExitCode::FAILURE
     })
 }

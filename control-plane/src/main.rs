@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use remora_control_plane::{Args, until_signal};
 use remora_core::{
-    names,
+    failure, names,
     telemetry::{self, LogFormat},
 };
 
@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
     match run.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("remora-control-plane: {error:#}");
+            eprintln!("remora-control-plane: {}", failure::sentence(error.chain()));
             ExitCode::FAILURE
         }
     }

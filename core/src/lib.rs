@@ -5,6 +5,7 @@
 //! - [`spiffe`] workload identities, parsed once at the edge;
 //! - [`settings`] what the annotations mean: parsed values with errors that name the mend;
 //! - [`drain`] the shutdown sequence every server follows;
+//! - [`failure`] how a program says why it ends;
 //! - [`telemetry`] log set-up with a level that can change at run time;
 //! - [`latency`] bounded histograms, one per worker, merged on reading;
 //! - [`admin`] the base of every program's admin HTTP server;
@@ -14,6 +15,7 @@ pub mod admin;
 pub mod admission;
 pub mod authority;
 pub mod drain;
+pub mod failure;
 pub mod latency;
 pub mod names;
 pub mod settings;

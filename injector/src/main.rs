@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use remora_core::{
-    names,
+    failure, names,
     telemetry::{self, LogFormat},
 };
 use remora_injector::webhook::{Args, until_signal};
@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
     match run.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("remora-injector: {error:#}");
+            eprintln!("remora-injector: {}", failure::sentence(error.chain()));
             ExitCode::FAILURE
         }
     }

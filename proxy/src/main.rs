@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use remora_core::failure;
 use remora_proxy::program;
 
 /// Remora's per-pod proxy.
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     match program::run(Cli::parse().program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("remora-proxy: {error:#}");
+            eprintln!("remora-proxy: {}", failure::sentence(error.chain()));
             ExitCode::FAILURE
         }
     }
