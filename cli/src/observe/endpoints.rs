@@ -18,7 +18,7 @@ use super::{
 /// Services named where the one that was asked for is not there.
 const SUGGESTED: usize = 10;
 
-/// `remora endpoints`
+/// `remora endpoints` and `remora routes`
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Args {
@@ -38,6 +38,11 @@ pub struct Args {
 /// Runs it: status 0 where there is something to show.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
+    show(args, table)
+}
+
+/// Shows Services, as `table` makes rows of them.
+pub(super) fn show(args: &Args, table: fn(&[Service]) -> Table) -> ExitCode {
     drive(&args.place, async |mesh| {
         let seen = look(mesh, &args.place, args.service.as_ref(), args.window).await?;
         let asked = Asked::of(mesh, &seen.proxies, &seen.silent);
@@ -59,17 +64,17 @@ pub(super) struct Shown<'a> {
 }
 
 /// What all proxies together see.
-pub(super) struct Seen {
-    pub(super) proxies: super::Proxies,
-    pub(super) silent: Vec<Silent>,
-    pub(super) services: Vec<Service>,
+struct Seen {
+    proxies: super::Proxies,
+    silent: Vec<Silent>,
+    services: Vec<Service>,
 }
 
 /// Asks all proxies once.
 ///
 /// # Errors
 /// Where nobody answers, or nobody knows the Service.
-pub(super) async fn look(
+async fn look(
     mesh: &Mesh,
     place: &Place,
     wish: Option<&Wish>,

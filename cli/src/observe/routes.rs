@@ -2,47 +2,17 @@
 
 use std::process::ExitCode;
 
+pub use super::endpoints::Args;
 use super::{
-    Asked, EXIT_STATUS, colours, drive,
-    endpoints::{Shown, look},
-    merge::{Service, Span},
-    place::Place,
-    print, print_json,
+    endpoints,
+    merge::Service,
     table::{Align, Look, Table, known, micros, percent, rate},
-    wish::Wish,
 };
-
-/// `remora routes`
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = EXIT_STATUS)]
-pub struct Args {
-    /// Only this Service: orders, shop/orders, orders.shop:80
-    #[arg(value_name = "SVC")]
-    service: Option<Wish>,
-    /// The time that rates, success and latency are of
-    #[arg(long, value_enum, default_value = "1m")]
-    window: Span,
-    /// Print {mesh, proxies, unreachable, left_out, services}
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    place: Place,
-}
 
 /// Runs it: status 0 where there is something to show.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
-    drive(&args.place, async |mesh| {
-        let seen = look(mesh, &args.place, args.service.as_ref(), args.window).await?;
-        let asked = Asked::of(mesh, &seen.proxies, &seen.silent);
-        if args.json {
-            print_json(&Shown { asked, services: &seen.services })?;
-        } else {
-            print(|mut out| table(&seen.services).write(&mut out, colours()))?;
-            asked.say();
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+    endpoints::show(args, table)
 }
 
 /// One row for each route, in the order in which they are tried, and one for a Service without.
@@ -80,7 +50,8 @@ fn table(services: &[Service]) -> Table {
 mod tests {
     use super::*;
     use crate::observe::{
-        answers, merge,
+        answers,
+        merge::{self, Span},
         table::Colours,
         testing::{golden, recorded},
     };
