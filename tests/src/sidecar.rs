@@ -274,7 +274,7 @@ async fn ask(addr: SocketAddr, method: &str, path: &str) -> Option<(u16, String)
     let answer = async {
         let mut wire = Wire::new(tokio::net::TcpStream::connect(addr).await.ok()?);
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );
         wire.send(request).await;
         let all = String::from_utf8(wire.rest().await.ok()?).ok()?;

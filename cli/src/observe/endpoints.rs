@@ -74,12 +74,7 @@ struct Seen {
 ///
 /// # Errors
 /// Where nobody answers, or nobody knows the Service.
-async fn look(
-    mesh: &Mesh,
-    place: &Place,
-    wish: Option<&Wish>,
-    span: Span,
-) -> Result<Seen, Error> {
+async fn look(mesh: &Mesh, place: &Place, wish: Option<&Wish>, span: Span) -> Result<Seen, Error> {
     let proxies = mesh.proxies(place).await?;
     let mut askers = mesh.askers(&proxies.members);
     let Answers { given, silent } = each(&mut askers, ask).await;

@@ -118,8 +118,10 @@ pub async fn accept<F, Fut>(
             return;
         };
         prepare(&stream);
-        // Boxed at once: the future is large, and every layer around it would move it.
-        tokio::spawn(drain.track(Box::pin(serve(stream, peer, admitted))));
+        // Boxed at once: the future is large, and every layer around it would move it. It is made where
+        // it stays: made before its box it may be copied there, all 8 KiB.
+        let serving = Box::write(Box::new_uninit(), serve(stream, peer, admitted));
+        tokio::spawn(drain.track(Box::into_pin(serving)));
     };
     let mut pause = Duration::from_millis(5);
     loop {

@@ -348,7 +348,8 @@ async fn somebody_who_listens_sees_requests_as_they_end_through_a_filter() {
     let pair = Pair::start(&[]).await;
     let _app = Origin::saying(pair.server.pod.app(), "answer").await;
     let mut tap = TcpStream::connect(pair.client.admin()).await.unwrap();
-    let head = "GET /tap?path=/cart&limit=2 HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n";
+    let head =
+        "GET /tap?path=/cart&limit=2 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     tap.write_all(head.as_bytes()).await.unwrap();
     let mut tap = BufReader::new(tap);
     let mut line = String::new();
