@@ -160,7 +160,8 @@ pub fn body(bytes: &[u8]) {
         at += piece.len();
     }
     let meant = strict::body(strict::Framing::Chunked, bytes, false);
-    assert_eq!(decoder.is_done(), meant.end == End::Whole, "{bad:?} {:?}", meant.end);
+    let whole = meant.end == End::Whole && meant.trailers.len() <= MAX_HEADERS;
+    assert_eq!(decoder.is_done(), whole, "{bad:?} {:?}", meant.end);
     if !decoder.is_done() {
         assert!(!decoder.finish(), "the end of the connection is no end of chunks");
         return assert!(content.starts_with(&meant.content) || meant.content.starts_with(&content));

@@ -248,6 +248,10 @@ fn framing(fields: &Fields, minor: u8) -> Result<Framing, Bad> {
         (None, Some(_)) if minor == 0 => Err("a coding in HTTP/1.0"),
         (None, Some(_)) => {
             let chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+            let written = values(fields, "transfer-encoding");
+            if written.flat_map(|v| v.split(|b| *b == b',')).any(|e| e.trim_ascii().is_empty()) {
+                return Err("an empty coding");
+            }
             let all: Vec<_> = elements(fields, "transfer-encoding").collect();
             match (all.iter().filter(|coding| chunked(coding)).count(), all.last()) {
                 (1, Some(last)) if chunked(last) => Ok(Framing::Chunked),

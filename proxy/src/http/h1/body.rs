@@ -1,6 +1,6 @@
 //! How long a body is, where it ends, and how it is framed for the next hop.
 
-use super::super::MAX_HEAD;
+use super::super::{MAX_HEAD, MAX_HEADERS};
 
 /// How the end of a body is known (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,9 +245,12 @@ fn permitted(section: &[u8]) -> Result<Vec<u8>, BadBody> {
     if section == b"\r\n" {
         return Ok(Vec::new());
     }
-    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let (_, fields) = match httparse::parse_headers(section, &mut fields) {
         Ok(httparse::Status::Complete(complete)) => complete,
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(BadBody("its trailer section has more than 256 fields"));
+        }
         Ok(httparse::Status::Partial) | Err(_) => {
             return Err(BadBody("its trailer section is no list of fields"));
         }

@@ -84,6 +84,11 @@ fn extensions_and_trailers_have_bounds() {
     assert!(decode(Framing::Chunked, long.as_bytes()).is_err());
     let long = format!("0\r\nx: {}\r\n\r\n", "x".repeat(MAX_HEAD));
     assert!(decode(Framing::Chunked, long.as_bytes()).is_err());
+    let section = |fields: usize| format!("0\r\n{}\r\n", "x: 1\r\n".repeat(fields));
+    let (_, _, trailers) = decode(Framing::Chunked, section(MAX_HEADERS).as_bytes()).unwrap();
+    assert_eq!(trailers.len(), MAX_HEADERS * "x: 1\r\n".len());
+    let many = decode(Framing::Chunked, section(MAX_HEADERS + 1).as_bytes()).unwrap_err();
+    assert!(many.contains("more than 256 fields"), "{many}");
 }
 
 #[test]

@@ -257,6 +257,10 @@ impl ResponseHead {
 /// Whether the last of some transfer codings is chunked; what is applied below it is not ours to undo.
 fn ends_chunked(codings: &[u8]) -> Result<bool, BadResponse> {
     let mut codings = codings.rsplit(|b| *b == b',').map(<[u8]>::trim_ascii);
+    // To be ignored (RFC 9110 §5.6.1), but some take the one behind a last comma for a coding.
+    if codings.clone().any(<[u8]>::is_empty) {
+        return Err(BadResponse("has an empty transfer coding"));
+    }
     let last = codings.next().is_some_and(is_chunked);
     // RFC 9112 §6.1: once, and nothing on top of it.
     if codings.any(is_chunked) {
