@@ -188,7 +188,8 @@ fn service(map: &BTreeMap<String, String>) {
 pub fn manifest(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let file = Path::new("mesh.yaml");
-    let lines = text.lines().count() as u64 + 1;
+    // A carriage return alone ends a line too (YAML 1.2 §5.4).
+    let lines = text.split(['\n', '\r']).count() as u64 + 1;
     let placed = |problem: &Problem| {
         assert!((1..=lines).contains(&problem.line), "{problem} of {lines} lines");
         assert!(problem.to_string().starts_with("mesh.yaml:"), "{problem}");
