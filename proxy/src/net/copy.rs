@@ -36,8 +36,14 @@ pub struct Carried {
 #[derive(Debug, thiserror::Error)]
 pub enum Broken {
     /// A connection broke.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    #[error("{error}")]
+    Io {
+        /// Which one.
+        side: Side,
+        /// What it said.
+        #[source]
+        error: io::Error,
+    },
     /// Neither direction moved for too long, and it was this side's turn.
     #[error("nothing was carried for {after:?}, waiting for {owing:?}")]
     Idle {
@@ -78,8 +84,10 @@ where
     let mut patience = idle.map(Patience::new);
     let (mut a, mut b) = (Unfinished::new(a), Unfinished::new(b));
     poll_fn(|cx| {
-        let first = there.poll(cx, &mut *a, &mut *b, &mut carried.a_to_b)?;
-        let second = back.poll(cx, &mut *b, &mut *a, &mut carried.b_to_a)?;
+        let first = there.poll(cx, &mut *a, &mut *b, &mut carried.a_to_b);
+        let first = first.map_err(|fault| fault.between(Side::A, Side::B))?;
+        let second = back.poll(cx, &mut *b, &mut *a, &mut carried.b_to_a);
+        let second = second.map_err(|fault| fault.between(Side::B, Side::A))?;
         if first.is_ready() && second.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -152,6 +160,21 @@ enum State {
     Done,
 }
 
+/// Which end of a direction broke.
+enum Fault {
+    From(io::Error),
+    To(io::Error),
+}
+
+impl Fault {
+    fn between(self, from: Side, to: Side) -> Broken {
+        match self {
+            Self::From(error) => Broken::Io { side: from, error },
+            Self::To(error) => Broken::Io { side: to, error },
+        }
+    }
+}
+
 impl Direction {
     /// The other side does not take what was read for it.
     fn is_stuck(&self) -> bool {
@@ -164,29 +187,30 @@ impl Direction {
         from: &mut R,
         to: &mut W,
         count: &mut u64,
-    ) -> Poll<io::Result<()>>
+    ) -> Poll<Result<(), Fault>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         while self.state == State::Open {
-            ready!(self.poll_pending(cx, to))?;
+            ready!(self.poll_pending(cx, to)).map_err(Fault::To)?;
             match self.poll_chunk(cx, from, to, count)? {
                 Poll::Ready(()) => {}
                 Poll::Pending => {
-                    if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
-                        self.unflushed = false;
+                    if self.unflushed {
+                        let flushed = Pin::new(&mut *to).poll_flush(cx).map_err(Fault::To)?;
+                        self.unflushed = flushed.is_pending();
                     }
                     return Poll::Pending;
                 }
             }
         }
         if self.state == State::Ending {
-            ready!(self.poll_pending(cx, to))?;
+            ready!(self.poll_pending(cx, to)).map_err(Fault::To)?;
             match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
                 // It ended in the meantime, which is what was wanted.
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-                other => other?,
+                other => other.map_err(Fault::To)?,
             }
             self.state = State::Done;
         }
@@ -219,14 +243,14 @@ impl Direction {
         from: &mut R,
         to: &mut W,
         count: &mut u64,
-    ) -> Poll<io::Result<()>>
+    ) -> Poll<Result<(), Fault>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         scratch::with(|scratch| {
             let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(from).poll_read(cx, &mut buf))?;
+            ready!(Pin::new(from).poll_read(cx, &mut buf)).map_err(Fault::From)?;
             let mut chunk = buf.filled();
             if chunk.is_empty() {
                 self.moves += 1;
@@ -237,8 +261,11 @@ impl Direction {
             self.moves += 1;
             self.unflushed = true;
             while !chunk.is_empty() {
-                match Pin::new(&mut *to).poll_write(cx, chunk)? {
-                    Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                match Pin::new(&mut *to).poll_write(cx, chunk).map_err(Fault::To)? {
+                    Poll::Ready(0) => {
+                        let error = io::ErrorKind::WriteZero.into();
+                        return Poll::Ready(Err(Fault::To(error)));
+                    }
                     Poll::Ready(n) => chunk = &chunk[n..],
                     Poll::Pending => {
                         self.pending = chunk.to_vec();

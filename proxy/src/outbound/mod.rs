@@ -351,7 +351,7 @@ impl Outbound {
         let error = match *broken {
             copy::Broken::Idle { after, owing: copy::Side::A } => Error::ClientIdle(after),
             copy::Broken::Idle { after, owing: copy::Side::B } => Error::UpstreamIdle(after),
-            copy::Broken::Io(_) => {
+            copy::Broken::Io { .. } => {
                 tracing::debug!(%broken, "connection broke");
                 return None;
             }

@@ -24,7 +24,7 @@ use crate::{
         stats::{InFlight, Outcome},
     },
     discovery::Endpoint,
-    error::Error,
+    error::{Error, Sent},
     metrics::Direction,
     net::{
         connect::Reset,
@@ -83,9 +83,24 @@ impl<'a> Passage<'a> {
         C: AsyncRead + AsyncWrite + Reset + Unpin,
     {
         let copied = copy::bidirectional(client, server, &mut carried, carrying.idle).await;
-        let cut = copied.err().and_then(|broken| self.outbound.cut(&broken));
         server.carried(&self.outbound.metrics, &carried);
-        self.over(&carried, cut.as_ref());
+        let error = copied.err().and_then(|broken| {
+            self.outbound.cut(&broken).or_else(|| self.turned_away(broken, &carried))
+        });
+        self.over(&carried, error.as_ref());
+    }
+
+    /// An endpoint that breaks the connection before it has said a word has not served it; later that may
+    /// be its way to end one.
+    fn turned_away(&self, broken: copy::Broken, carried: &Carried) -> Option<Error> {
+        let addr = self.story.attempts().last()?.endpoint.addr;
+        match broken {
+            copy::Broken::Io { side: copy::Side::B, error } if carried.b_to_a == 0 => {
+                let detail = error.to_string();
+                Some(Error::UpstreamReset { addr, detail, sent: Sent::Maybe })
+            }
+            _ => None,
+        }
     }
 
     /// Ends a connection that finds no endpoint.
@@ -96,7 +111,7 @@ impl<'a> Passage<'a> {
         self.tell(None, Some(error));
     }
 
-    /// It is over; `error`: because the proxy ended it.
+    /// It is over; `error`: because the proxy or the endpoint ended it.
     pub(super) fn over(&self, carried: &Carried, error: Option<&Error>) {
         self.tell(Some(told(carried, None)), error);
     }

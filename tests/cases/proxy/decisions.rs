@@ -19,7 +19,7 @@ use remora_tests::{
     origin::{Answer, Body, Origin, Speaks, empty, full, get, h1, h2},
     sidecar::Sidecar,
     wait::{eventually, within},
-    wire::Wire,
+    wire::{App, Wire},
 };
 use serde_json::Value;
 use tokio::{
@@ -341,6 +341,36 @@ async fn a_connection_that_finds_no_endpoint_is_recorded_with_those_it_tried() {
     let attempt = &record["attempts"][0];
     assert_eq!(attempt["endpoint"], orders.address().to_string());
     assert_eq!((&attempt["verdict"], &attempt["may_have_run"]), (&"limit".into(), &"no".into()));
+}
+
+/// Its proxy takes the connection, and finds nobody behind it: that is a reset, to the caller's proxy too.
+#[tokio::test]
+async fn a_connection_that_the_endpoint_breaks_before_a_word_is_a_failure_at_both_ends() {
+    let pair = Pair::start(&[]).await;
+    assert!(Wire::is_refused(pair.entry(), b"\x01hello").await);
+    let outbound = &records(&pair.client, "failed=true", 1).await[0];
+    assert_eq!(
+        (&outbound["reason"], &outbound["protocol"]),
+        (&"upstream-reset".into(), &"tcp".into())
+    );
+    assert_eq!((&outbound["sent_bytes"], &outbound["received_bytes"]), (&6.into(), &0.into()));
+    assert_eq!(outbound["attempts"][0]["endpoint"], pair.server.pod.address().to_string());
+    let inbound = &records(&pair.server, "failed=true", 1).await[0];
+    assert_eq!(
+        (&inbound["reason"], &inbound["protocol"]),
+        (&"connect-failed".into(), &"tcp".into())
+    );
+    // What was answered is no failure, however it ends.
+    let app = App::listen(pair.server.pod.app()).await;
+    let mut client = Wire::dial(pair.entry()).await;
+    client.send("\x01hello").await;
+    let mut server = app.accept().await;
+    server.expect("\x01hello").await;
+    server.send("no").await;
+    client.expect("no").await;
+    server.reset();
+    assert!(client.rest().await.is_err());
+    assert_eq!(records(&pair.client, "failed=true", 1).await.len(), 1);
 }
 
 #[tokio::test]

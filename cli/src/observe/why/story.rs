@@ -104,7 +104,7 @@ fn outcome(record: &Decision) -> String {
     };
     if let (Some(sent), Some(received)) = (record.sent_bytes, record.received_bytes) {
         let end = match (&record.reason, &record.error) {
-            (Some(reason), Some(error)) => format!(" The proxy ended it: {reason}: {error}."),
+            (Some(reason), Some(error)) => format!(" It ended with {reason}: {error}."),
             _ => String::new(),
         };
         return format!(
@@ -410,7 +410,7 @@ mod tests {
         let reason = Some("response-timeout".to_owned());
         let error = Some("nothing came for 5s".to_owned());
         let story = told(&Decision { reason, error, failed: Some(true), ..record });
-        assert!(story.contains("The proxy ended it: response-timeout: nothing came"), "{story}");
+        assert!(story.contains("It ended with response-timeout: nothing came"), "{story}");
         assert!(story.contains("docs/reasons.md#response-timeout"), "{story}");
     }
 

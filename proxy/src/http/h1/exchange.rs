@@ -465,9 +465,10 @@ where
     drop((asked, answered));
     let (mut there, mut back) = (false, false);
     let beginning = poll_fn(|cx| {
-        there = there || upstream.poll_flush(cx)?.is_ready();
-        back = back || client.poll_flush(cx)?.is_ready();
-        if there && back { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
+        let broke = |side| move |error| copy::Broken::Io { side, error };
+        there = there || upstream.poll_flush(cx).map_err(broke(copy::Side::B))?.is_ready();
+        back = back || client.poll_flush(cx).map_err(broke(copy::Side::A))?.is_ready();
+        if there && back { Poll::Ready(Ok(())) } else { Poll::Pending }
     });
     match idle {
         None => beginning.await?,

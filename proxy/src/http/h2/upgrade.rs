@@ -1,6 +1,6 @@
 //! Streams that leave HTTP: `CONNECT`.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use hyper::{
     Error,
@@ -24,8 +24,12 @@ pub async fn carry(
     idle: Option<Duration>,
     carried: &mut Carried,
 ) -> Result<(), copy::Broken> {
-    let both = tokio::try_join!(downstream, upstream);
-    let (down, up) = both.map_err(|error: Error| std::io::Error::other(error))?;
+    let broke =
+        |side| move |error: Error| copy::Broken::Io { side, error: io::Error::other(error) };
+    let (down, up) =
+        tokio::try_join!(async { downstream.await.map_err(broke(copy::Side::A)) }, async {
+            upstream.await.map_err(broke(copy::Side::B))
+        },)?;
     let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
     copy::bidirectional(&mut down, &mut up, carried, idle).await
 }
