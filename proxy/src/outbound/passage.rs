@@ -84,10 +84,15 @@ impl<'a> Passage<'a> {
     {
         let copied = copy::bidirectional(client, server, &mut carried, carrying.idle).await;
         server.carried(&self.outbound.metrics, &carried);
-        let error = copied.err().and_then(|broken| {
-            self.outbound.cut(&broken).or_else(|| self.turned_away(broken, &carried))
+        self.over(&carried, copied.err());
+    }
+
+    /// It is over; `broken`: before both sides had ended.
+    pub(super) fn over(&self, carried: &Carried, broken: Option<copy::Broken>) {
+        let error = broken.and_then(|broken| {
+            self.outbound.cut(&broken).or_else(|| self.turned_away(broken, carried))
         });
-        self.over(&carried, error.as_ref());
+        self.tell(Some(told(carried, None)), error.as_ref());
     }
 
     /// An endpoint that breaks the connection before it has said a word has not served it; later that may
@@ -109,11 +114,6 @@ impl<'a> Passage<'a> {
         tracing::debug!(%error, "connection refused");
         client.reset();
         self.tell(None, Some(error));
-    }
-
-    /// It is over; `error`: because the proxy or the endpoint ended it.
-    pub(super) fn over(&self, carried: &Carried, error: Option<&Error>) {
-        self.tell(Some(told(carried, None)), error);
     }
 
     fn tell(&self, carried: Option<sight::Carried<'_>>, error: Option<&Error>) {

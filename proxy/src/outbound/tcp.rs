@@ -104,17 +104,20 @@ pub(super) async fn first_word(
     };
     let (mut question, mut greeting) =
         (BytesMut::with_capacity(2048), BytesMut::with_capacity(FIRST_WORD));
-    let server_spoke = tokio::select! {
-        read = client.read_buf(&mut question) => match read {
-            Ok(_) => false,
-            Err(_) => return server.reset(),
-        },
-        read = server.read_buf(&mut greeting) => match read {
-            Ok(_) => true,
-            Err(_) => return client.reset(),
-        },
-        broken = silence(carrying.idle) => {
-            passage.over(&Carried::default(), outbound.cut(&broken).as_ref());
+    let broke = |side| move |error| copy::Broken::Io { side, error };
+    let spoke = tokio::select! {
+        read = client.read_buf(&mut question) => {
+            read.map(|_| false).map_err(broke(copy::Side::A))
+        }
+        read = server.read_buf(&mut greeting) => {
+            read.map(|_| true).map_err(broke(copy::Side::B))
+        }
+        broken = silence(carrying.idle) => Err(broken),
+    };
+    let server_spoke = match spoke {
+        Ok(server_spoke) => server_spoke,
+        Err(broken) => {
+            passage.over(&Carried::default(), Some(broken));
             client.reset();
             return server.reset();
         }

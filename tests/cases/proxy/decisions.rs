@@ -360,6 +360,9 @@ async fn a_connection_that_the_endpoint_breaks_before_a_word_is_a_failure_at_bot
         (&inbound["reason"], &inbound["protocol"]),
         (&"connect-failed".into(), &"tcp".into())
     );
+    // Nor does it have to say anything first.
+    assert!(Wire::is_refused(pair.entry(), b"").await);
+    assert_eq!(records(&pair.client, "reason=upstream-reset", 2).await.len(), 2);
     // What was answered is no failure, however it ends.
     let app = App::listen(pair.server.pod.app()).await;
     let mut client = Wire::dial(pair.entry()).await;
@@ -370,7 +373,7 @@ async fn a_connection_that_the_endpoint_breaks_before_a_word_is_a_failure_at_bot
     client.expect("no").await;
     server.reset();
     assert!(client.rest().await.is_err());
-    assert_eq!(records(&pair.client, "failed=true", 1).await.len(), 1);
+    assert_eq!(records(&pair.client, "failed=true", 2).await.len(), 2);
 }
 
 #[tokio::test]

@@ -26,10 +26,9 @@ pub async fn carry(
 ) -> Result<(), copy::Broken> {
     let broke =
         |side| move |error: Error| copy::Broken::Io { side, error: io::Error::other(error) };
-    let (down, up) =
-        tokio::try_join!(async { downstream.await.map_err(broke(copy::Side::A)) }, async {
-            upstream.await.map_err(broke(copy::Side::B))
-        },)?;
+    let down = async { downstream.await.map_err(broke(copy::Side::A)) };
+    let up = async { upstream.await.map_err(broke(copy::Side::B)) };
+    let (down, up) = tokio::try_join!(down, up)?;
     let (mut down, mut up) = (TokioIo::new(down), TokioIo::new(up));
     copy::bidirectional(&mut down, &mut up, carried, idle).await
 }
